@@ -1,0 +1,71 @@
+"""Model folders: `weights.safetensors`, `plan.json`, `README.md` (the model card). No pickled code is ever read."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from seg_backbone.errors import CheckpointError
+from seg_backbone.plan import Plan
+
+if TYPE_CHECKING:
+    from torch import nn
+
+SHIPPED = Path(__file__).parent / "weights"
+WEIGHTS, PLAN = "weights.safetensors", "plan.json"
+
+
+def find_model(name: str | Path) -> Path:
+    """The folder of a model: a folder as given, or the name of one that ships. Raises CheckpointError."""
+    folder = Path(name)
+    if not (folder / PLAN).is_file() and (SHIPPED / str(name) / PLAN).is_file():
+        folder = SHIPPED / str(name)
+    if not (folder / PLAN).is_file() or not (folder / WEIGHTS).is_file():
+        names = sorted(p.parent.name for p in SHIPPED.glob(f"*/{PLAN}"))
+        raise CheckpointError(name, f"a model folder with {PLAN} and {WEIGHTS}", "none", f"models that ship: {names}")
+    return folder
+
+
+def save_model(network: nn.Module, plan: Plan, folder: str | Path, half: bool = False) -> Path:
+    """Write weights and plan, each under a temporary name first. half: store float16 (loads as float32)."""
+    from safetensors.torch import save_file
+
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()}
+    # the library registers the encoder twice (network and decoder): store each tensor once
+    state = {key: value.half() if half else value for key, value in state.items() if not _repeated(key)}
+    save_file(state, folder / (WEIGHTS + ".part"))
+    (folder / (WEIGHTS + ".part")).replace(folder / WEIGHTS)
+    (folder / (PLAN + ".part")).write_text(plan.to_json())
+    (folder / (PLAN + ".part")).replace(folder / PLAN)
+    return folder
+
+
+def load_model(name: str | Path) -> tuple[nn.Module, Plan, str]:
+    """Network in eval mode, its plan, and the first 12 hex digits of the weights' SHA-256. Raises CheckpointError."""
+    import torch
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    from seg_backbone.nets import build_network
+
+    folder = find_model(name)
+    plan = Plan.read(folder / PLAN)
+    network = build_network(plan.network, len(plan.ct_windows_hu), len(plan.classes) + 1, plan.network_options)
+    data = (folder / WEIGHTS).read_bytes()
+    try:
+        state = {key: value.float() for key, value in load(data).items()}
+    except SafetensorError as error:
+        raise CheckpointError(folder / WEIGHTS, "safetensors", str(error), "fetch the model again") from None
+    wanted = {key: value.shape for key, value in network.state_dict().items() if not _repeated(key)}
+    if {key: value.shape for key, value in state.items()} != wanted:
+        raise CheckpointError(folder, "weights that fit plan.json", "other layers or shapes", "fetch the model again")
+    network.load_state_dict(state, strict=False)
+    network.eval().to(memory_format=torch.channels_last_3d)
+    return network, plan, hashlib.sha256(data).hexdigest()[:12]
+
+
+def _repeated(key: str) -> bool:
+    return key.startswith("decoder.encoder.") or ".all_modules." in key

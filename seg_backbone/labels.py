@@ -1,0 +1,67 @@
+"""The vocabulary of classes: canonical names, the words people use for them, and which ones mirror each other.
+
+A class name is lower case with underscores, the side last (`parotid_left`). `canonical` maps the spellings of other
+datasets onto it. A class that a case does not annotate is unknown there, never background.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+from seg_backbone.errors import LabelError
+
+# Words for each class as radiologists write them; the first is the display name.
+WORDS: dict[str, tuple[str, ...]] = {
+    "tumour": ("tumour", "tumor", "lesion", "mass", "neoplasm", "sarcoma", "cancer", "malignancy", "gtv", "growth"),
+    "brainstem": ("brainstem", "brain stem", "truncus encephali"),
+    "spinal_cord": ("spinal cord", "cord", "medulla spinalis", "spinalcord"),
+    "parotid_right": ("right parotid gland", "right parotid", "parotid gland on the right", "rightparotid"),
+    "parotid_left": ("left parotid gland", "left parotid", "parotid gland on the left", "leftparotid"),
+    "esophagus": ("esophagus", "oesophagus", "gullet"),
+    "larynx": ("larynx", "voice box"),
+    "mandible": ("mandible", "lower jaw", "jaw bone", "jawbone"),
+}
+LESIONS = ("tumour",)
+MIRRORED = {"parotid_right": "parotid_left", "parotid_left": "parotid_right"}
+
+
+def canonical(name: str) -> str:
+    """The canonical class name for a dataset's spelling: "RightParotid", "parotid right" -> "parotid_right".
+
+    A name outside the vocabulary comes back in lower case with underscores.
+    """
+    words = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)
+    words = re.sub(r"[_\-\s]+", " ", words).strip().lower()
+    sides = [w for w in words.split() if w in ("left", "right")]
+    plain = "_".join([w for w in words.split() if w not in ("left", "right")] + sides[:1])
+    for known, spellings in WORDS.items():
+        if plain == known or words in spellings or words.replace(" ", "") == known.replace("_", ""):
+            return known
+    return plain
+
+
+def display(name: str) -> str:
+    """The name to print in a sentence: `parotid_left` -> "left parotid gland"."""
+    if name in WORDS:
+        return WORDS[name][0]
+    parts = name.split("_")
+    return " ".join(parts[-1:] + parts[:-1]) if parts[-1] in ("left", "right") else " ".join(parts)
+
+
+def read_labels(path: str | Path) -> dict[str, int]:
+    """Read class name -> id from a dataset.json (its `labels`) or a plain JSON of name -> id. Raises LabelError.
+
+    Names become canonical; background (id 0) is dropped.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise LabelError(path, "a dataset.json or a name -> id JSON", "no such file", "check the path")
+    try:
+        data = json.loads(path.read_text())
+        table = data.get("labels", data)
+        labels = {canonical(str(name)): int(value) for name, value in table.items()}
+    except (ValueError, TypeError, AttributeError) as error:
+        raise LabelError(path, "a name -> id JSON", f"something else ({error})", "see nnU-Net's dataset.json") from None
+    return {name: value for name, value in labels.items() if value != 0}

@@ -1,0 +1,64 @@
+"""Plan: every choice that turns a scan into network input and logits into a mask. Saved beside the weights as JSON."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from seg_backbone.errors import CheckpointError
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A readable, editable recipe for one segmentation model.
+
+    classes: foreground names; the id of classes[n] is n + 1. spacing_mm: working grid, (right, anterior, superior).
+    patch: window in voxels. ct_windows_hu: one input channel each, mapped linearly to [-1, 1] and clipped.
+    trained_on: modality -> classes that were annotated in training scans of it; anything else is untrained.
+    minimum_ml: predicted components below this volume are dropped. single: classes that keep only their largest
+    component, because anatomy has one. network / network_options: see seg_backbone.nets.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    spacing_mm: tuple[float, float, float] = (4.0, 4.0, 4.0)
+    patch: tuple[int, int, int] = (48, 48, 48)
+    step: float = 0.5
+    ct_windows_hu: tuple[tuple[float, float], ...] = ((-160.0, 240.0), (-1000.0, 1000.0))
+    network: str = "residual_unet"
+    network_options: dict[str, Any] = field(default_factory=dict)
+    trained_on: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    minimum_ml: dict[str, float] = field(default_factory=dict)
+    single: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        assert len(set(self.classes)) == len(self.classes) > 0, "class names must differ"
+        assert all(s > 0 for s in self.spacing_mm) and 0 < self.step <= 1
+
+    @property
+    def labels(self) -> dict[str, int]:
+        """Class name -> id in the written mask."""
+        return {name: number + 1 for number, name in enumerate(self.classes)}
+
+    def to_json(self) -> str:
+        """Indented JSON with every field."""
+        return json.dumps(asdict(self), indent=2) + "\n"
+
+    def with_(self, **changes: Any) -> Plan:
+        """A copy with some fields changed."""
+        return replace(self, **changes)
+
+    @staticmethod
+    def read(path: str | Path) -> Plan:
+        """Read plan.json. Raises CheckpointError where a field is unknown or missing."""
+        try:
+            data = json.loads(Path(path).read_text())
+            for key in ("classes", "spacing_mm", "patch", "single"):
+                data[key] = tuple(data[key])
+            data["ct_windows_hu"] = tuple(tuple(window) for window in data["ct_windows_hu"])
+            data["trained_on"] = {modality: tuple(names) for modality, names in data["trained_on"].items()}
+            return Plan(**data)
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise CheckpointError(path, "a plan.json", f"{type(error).__name__}: {error}", "fetch the model again") from None

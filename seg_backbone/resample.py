@@ -1,0 +1,83 @@
+"""Images onto a working grid, logits back onto the scan's grid, both as separable linear filters.
+
+An array over a physical extent goes to another number of voxels over the SAME extent (outer faces fixed). Along one
+axis that is a small matrix: a tent whose half-width is one output voxel when shrinking (so nothing aliases) and one
+input voxel when growing (plain linear interpolation). Three matrix products resample a volume, on any device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import lru_cache
+
+import numpy as np
+import torch
+
+
+@lru_cache(maxsize=64)
+def linear_weights(source: int, target: int) -> torch.Tensor:
+    """(target, source) float32 rows that sum to one; edges repeat the border voxel."""
+    scale = source / target
+    centre = (np.arange(target) + 0.5) * scale - 0.5
+    reach = max(1.0, scale)
+    first = np.floor(centre - reach).astype(int)
+    weights = np.zeros((target, source))
+    for offset in range(int(np.ceil(2 * reach)) + 2):
+        tap = first + offset
+        value = np.maximum(0.0, 1.0 - np.abs(tap - centre) / reach)
+        np.add.at(weights, (np.arange(target), np.clip(tap, 0, source - 1)), value)
+    return torch.from_numpy((weights / weights.sum(1, keepdims=True)).astype(np.float32))
+
+
+def resample_array(array: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
+    """(i, j, k) array of any real dtype -> float32 at `shape`. Shrinks first along the axis that shrinks most.
+
+    The first product runs slab by slab, so a large int16 scan is never copied whole to float32.
+    """
+    order = sorted(range(3), key=lambda axis: shape[axis] / array.shape[axis])
+    data: np.ndarray | torch.Tensor = array
+    for position, axis in enumerate(order):
+        if shape[axis] == data.shape[axis]:
+            continue
+        weights = linear_weights(array.shape[axis], shape[axis])
+        other = 0 if axis != 0 else 1
+        slabs = []
+        step = max(1, data.shape[other] // 16) if position == 0 else data.shape[other]
+        for start in range(0, data.shape[other], step):
+            window = [slice(None)] * 3
+            window[other] = slice(start, start + step)
+            part = data[tuple(window)]
+            if isinstance(part, np.ndarray):
+                part = torch.from_numpy(np.ascontiguousarray(part, dtype=np.float32))
+            slabs.append(torch.tensordot(weights, part, dims=([1], [axis])).movedim(0, axis))
+        data = torch.cat(slabs, dim=other)
+    return np.ascontiguousarray(data.numpy() if isinstance(data, torch.Tensor) else data, dtype=np.float32)
+
+
+def resample_labels(array: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
+    """Label map -> label map at `shape` (uint8): each label's indicator is resampled, the largest wins."""
+    best = np.full(shape, -1.0, dtype=np.float32)
+    out = np.zeros(shape, dtype=np.uint8)
+    for value in np.unique(array):
+        share = resample_array((array == value).astype(np.float32), shape)
+        out[share > best] = value
+        np.maximum(best, share, out=best)
+    return out
+
+
+def argmax_slabs(
+    logits: torch.Tensor, shape: tuple[int, int, int], slab: int = 16
+) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor]]:
+    """Resample (C, i, j, k) logits to `shape` and take the argmax, `slab` slices of the last axis at a time.
+
+    Yields (slice along the last axis, (I, J, slab) uint8 class ids, (I, J, slab) float32 probability of that class).
+    Peak memory grows with C x I x J x slab, not with the whole volume.
+    """
+    rows = [linear_weights(logits.shape[1 + axis], shape[axis]).to(logits) for axis in range(3)]
+    for start in range(0, shape[2], slab):
+        part = torch.einsum("cijk,Kk->cijK", logits, rows[2][start : start + slab])
+        part = torch.einsum("cijk,Jj->ciJk", part, rows[1])
+        part = torch.einsum("cijk,Ii->cIjk", part, rows[0])
+        top, ids = part.max(dim=0)
+        probability = 1.0 / (part - top).exp_().sum(dim=0)
+        yield slice(start, min(start + slab, shape[2])), ids.to(torch.uint8), probability

@@ -1,0 +1,73 @@
+"""Volume and Mask: an array that never travels without its grid."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from seg_backbone.errors import GridError
+from seg_backbone.geometry import Grid
+
+MODALITIES = ("CT", "MR")
+
+
+@dataclass(frozen=True, eq=False)
+class Volume:
+    """One scan.
+
+    array: (i, j, k) int16 or float32; Hounsfield units for CT, arbitrary units for MR. modality: "CT" or "MR".
+    source: the file or folder it came from. modality_from: "given" or "guessed" (see `guess_modality`).
+    """
+
+    array: np.ndarray
+    grid: Grid
+    modality: str
+    source: str = "array"
+    modality_from: str = "given"
+
+    def __post_init__(self) -> None:
+        assert self.array.shape == self.grid.shape, "array and grid differ in shape"
+        assert self.modality in MODALITIES, self.modality
+
+
+@dataclass(frozen=True, eq=False)
+class Mask:
+    """Class ids on a grid. array: (i, j, k) unsigned integer, 0 is background. labels: class name -> id."""
+
+    array: np.ndarray
+    grid: Grid
+    labels: dict[str, int] = field(default_factory=dict)
+    source: str = "array"
+
+    def __post_init__(self) -> None:
+        assert self.array.shape == self.grid.shape, "array and grid differ in shape"
+
+    def of(self, name: str) -> np.ndarray:
+        """Boolean (i, j, k) array of one class; all False where the mask lacks it."""
+        return self.array == self.labels[name] if name in self.labels else np.zeros(self.array.shape, dtype=bool)
+
+
+def require_same_grid(first: Volume | Mask, second: Volume | Mask) -> None:
+    """Raises GridError where the two do not lie on one grid. Nothing is ever resampled silently."""
+    if not first.grid.same_as(second.grid):
+        raise GridError(
+            second.source,
+            f"the grid of {first.source} ({first.grid.shape}, {first.grid.orientation})",
+            f"{second.grid.shape}, {second.grid.orientation}, origin {np.round(second.grid.affine[:3, 3], 2).tolist()}",
+            "resample one onto the other first",
+        )
+
+
+def guess_modality(array: np.ndarray) -> str:
+    """ "CT" where the values look like Hounsfield units, else "MR".
+
+    CT has air or fat well below zero: a minimum of -150 or less, integers, and at least 0.5 % of the voxels below -50
+    and at least 5 % in the water-like range [-50, 150]. A guess: pass the modality where it is known.
+    """
+    sample = array[:: max(1, array.shape[0] // 64), :: max(1, array.shape[1] // 64), :: max(1, array.shape[2] // 64)]
+    if sample.min() > -150:
+        return "MR"
+    below = float(np.mean(sample < -50))
+    watery = float(np.mean((sample >= -50) & (sample <= 150)))
+    return "CT" if below > 0.005 and watery > 0.05 and sample.max() > 50 else "MR"
