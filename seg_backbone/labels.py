@@ -53,7 +53,7 @@ def display(name: str) -> str:
 def read_labels(path: str | Path) -> dict[str, int]:
     """Read class name -> id from a dataset.json (its `labels`) or a plain JSON of name -> id. Raises LabelError.
 
-    Names become canonical; background (id 0) is dropped.
+    Names become canonical, in the file's order; background (id 0) is dropped.
     """
     path = Path(path)
     if not path.is_file():
@@ -61,7 +61,10 @@ def read_labels(path: str | Path) -> dict[str, int]:
     try:
         data = json.loads(path.read_text())
         table = data.get("labels", data)
-        labels = {canonical(str(name)): int(value) for name, value in table.items()}
+        pairs = [(canonical(str(name)), int(value)) for name, value in table.items()]
     except (ValueError, TypeError, AttributeError) as error:
         raise LabelError(path, "a name -> id JSON", f"something else ({error})", "see nnU-Net's dataset.json") from None
-    return {name: value for name, value in labels.items() if value != 0}
+    labels = {name: value for name, value in pairs if value != 0}
+    if twice := [name for name, value in pairs if value not in (0, labels.get(name))]:
+        raise LabelError(path, "one id a class", f"several for {twice[0]}", "rename or merge the classes")
+    return labels

@@ -30,8 +30,8 @@ class Instance:
     """One connected piece of one class. Lengths are between voxel centres (see measure.py), the box holds outer faces.
 
     id: 1-based over the scan, the value in `Instances.map`. rank: 1 for the largest of its class by volume.
-    long_axis_points_mm: the two world ends of the long axis. slice: {"axis": "axial", "index": k}, the slice of the long
-    axis, k along `grid.axial_axis`. diameter_3d_mm: largest distance in 3D. craniocaudal_mm: the box along world z.
+    long_axis_points_mm: the two world ends of the long axis. slice: {"axis": "axial", "index": k}, the slice it lies
+    on, k along `grid.axial_axis`. diameter_3d_mm: largest distance in 3D. craniocaudal_mm: the box along world z.
     center_mm: centroid, world mm. side: the patient's "left", "right" or "midline". intensity_*: HU for CT, else
     arbitrary; None without a volume. probability: mean foreground probability in [0, 1]; None where not given.
     """
@@ -130,9 +130,11 @@ def find_instances(
     midline_mm = _midline_mm(mask.grid, volume) if any(_named_side(label) is None for label in present) else 0.0
     axial = mask.grid.axial_axis
     found: list[Instance] = []
-    where = np.zeros(mask.grid.shape, dtype=np.uint32)
+    where = np.zeros(mask.grid.shape, dtype=np.uint32, order="F" if mask.array.flags.fnc else "C")
     for label, place in present.items():
-        pieces = cc3d.connected_components(mask.array[place] == mask.labels[label], connectivity=26)
+        part = mask.array[place] == mask.labels[label]
+        # cc3d 4.1 reserves too few labels for scattered voxels in a thin bool array and raises; for uint8 it does not
+        pieces = cc3d.connected_components(part.view(np.uint8), connectivity=26)
         statistics = cc3d.statistics(pieces)
         voxels, boxes = statistics["voxel_counts"], statistics["bounding_boxes"]
         centers = mask.grid.voxel_to_world(statistics["centroids"] + [s.start for s in place])
@@ -142,7 +144,7 @@ def find_instances(
         for rank, n in enumerate(kept, start=1):
             piece = pieces[boxes[n]] == n
             crop = tuple(slice(p.start + b.start, p.start + b.stop) for p, b in zip(place, boxes[n], strict=True))
-            grid = Grid(piece.shape, _moved(mask.grid, crop))
+            grid = _cropped(mask.grid, crop)
             axes, box, diameter_mm = axial_axes(piece, grid), box_of(piece, grid), diameter_3d_mm(piece, grid)
             assert axes is not None and box is not None and diameter_mm is not None, "a component is never empty"
             x, y, z = centers[n].tolist()
@@ -173,11 +175,11 @@ def find_instances(
     return Instances(found, where)
 
 
-def _moved(grid: Grid, crop: tuple[slice, ...]) -> np.ndarray:
-    """The affine of `grid` cut to an index box."""
+def _cropped(grid: Grid, crop: tuple[slice, ...]) -> Grid:
+    """The part of `grid` inside an index box: the same voxels at the same places in the world."""
     affine = grid.affine.copy()
     affine[:3, 3] = grid.voxel_to_world(np.array([s.start for s in crop]))
-    return affine
+    return Grid((crop[0].stop - crop[0].start, crop[1].stop - crop[1].start, crop[2].stop - crop[2].start), affine)
 
 
 def _named_side(label: str) -> str | None:

@@ -1,9 +1,9 @@
 """RECIST measurements of a mask in mm, and the table of properties a question can ask for.
 
 Enters a boolean array with its Grid, leaves lengths between voxel CENTRES in world mm (a single voxel has length 0).
-Long and short axis follow RECIST 1.1 (Eisenhauer et al., Eur J Cancer 45:228-247, 2009): the longest diameter in the
-plane of measurement, here the axial slice, and the diameter perpendicular to it. Farthest points are vertices of a convex hull,
-so only those are compared: a 512 x 512 organ slice costs a few dozen points.
+Long and short axis follow RECIST 1.1 (Eisenhauer et al., Eur J Cancer 45:228-247, 2009): the longest diameter in
+the plane of measurement, here the axial slice, and the diameter perpendicular to it. Farthest points are vertices of a
+convex hull, so only those are compared: an organ's slice of 512 x 512 voxels costs a few dozen points.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ PROPERTIES: dict[str, Property] = {
 
 
 class AxialAxes(NamedTuple):
-    """long_mm, short_mm: lengths. points_mm: world ends of the long axis. slice_index: index along `grid.axial_axis`."""
+    """long_mm, short_mm: lengths. points_mm: world ends of the long axis. slice_index: along `grid.axial_axis`."""
 
     long_mm: float
     short_mm: float

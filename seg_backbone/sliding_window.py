@@ -49,7 +49,7 @@ def windows(image: torch.Tensor, patch: tuple[int, ...], step: float) -> Iterato
 
 @torch.inference_mode()
 def predict_logits(
-    network: Callable[[torch.Tensor], torch.Tensor],
+    network: Callable[[torch.Tensor, tuple[int, ...]], torch.Tensor],
     image: torch.Tensor,
     patch: tuple[int, int, int],
     step: float = 0.5,
@@ -57,7 +57,8 @@ def predict_logits(
 ) -> torch.Tensor:
     """(channels, i, j, k) float32 -> (classes, i, j, k) logits, overlapping windows blended with Gaussian weights.
 
-    With one window the result equals `network(window)`. progress(done, total) is called after every window.
+    network(window, origin) gets (1, channels, *patch) and the scan voxel of the window's first corner (negative in the
+    padding). With one window the result equals the network's. progress(done, total) is called after every window.
     """
     padded, place = pad_to_patch(image, patch)
     weights = gaussian_window(patch).to(image.device)
@@ -65,7 +66,8 @@ def predict_logits(
     norm = torch.zeros(padded.shape[1:], device=image.device)
     count = len(window_starts(tuple(padded.shape[1:]), patch, step))
     for number, (window, crop) in enumerate(windows(padded, patch, step)):
-        logits = network(crop)[0].float()
+        origin = tuple(w.start - p.start for w, p in zip(window, place, strict=True))
+        logits = network(crop, origin)[0].float()
         if total is None:
             total = torch.zeros((logits.shape[0], *padded.shape[1:]), device=image.device)
         total[(slice(None), *window)] += logits * weights

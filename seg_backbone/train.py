@@ -199,7 +199,8 @@ def validate(network: torch.nn.Module, cases: list[TrainingCase], plan: Plan) ->
     network.eval()
     scores: dict[str, list[float]] = {}
     for case in cases:
-        logits = predict_logits(network, torch.from_numpy(case.image.astype(np.float32)), plan.patch, step=0.75)
+        image = torch.from_numpy(case.image.astype(np.float32))
+        logits = predict_logits(lambda window, _: network(window), image, plan.patch, step=0.75)
         predicted = logits.argmax(dim=0).numpy()
         for name in case.files.annotated:
             if name in plan.labels:

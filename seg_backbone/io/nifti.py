@@ -42,6 +42,8 @@ def read_mask(path: str | Path, labels: dict[str, int] | None = None) -> Mask:
     whole = np.rint(array)
     if not np.isfinite(array).all() or np.abs(array - whole).max(initial=0) > 1e-3 or whole.min(initial=0) < 0:
         raise LabelError(path, "whole numbers from 0", "fractions, negatives or NaN", "give a label map, not an image")
+    if float(whole.max(initial=0)) > np.iinfo(np.uint16).max:
+        raise LabelError(path, "label values up to 65535", f"{whole.max():.0f}", "number the labels from 1")
     array = whole.astype(np.uint8 if whole.max(initial=0) < 256 else np.uint16)
     if labels is not None:
         extra = sorted(set(np.unique(array).tolist()) - set(labels.values()) - {0})
@@ -83,7 +85,7 @@ def _save(image: nib.Nifti1Image, path: Path) -> Path:
 
 
 def _read_3d(path: str | Path) -> tuple[np.ndarray, Grid]:
-    """The scalar voxels of a file as stored and their grid; a trailing axis of length one is dropped. Raises ScanError."""
+    """The scalar voxels of a file and their grid; a trailing axis of length one is dropped. Raises ScanError."""
     image = _open(path)
     shape = image.shape
     if len(shape) == 4 and shape[3] == 1:
@@ -96,9 +98,8 @@ def _read_3d(path: str | Path) -> tuple[np.ndarray, Grid]:
     try:
         array = np.asanyarray(image.dataobj)
     except Exception as error:  # a truncated or corrupt file fails only when its voxels are read
-        raise ScanError(
-            path, "a complete image", f"data that cannot be read ({error})", "copy the file again"
-        ) from None
+        found = f"data that cannot be read ({_first_line(error)})"
+        raise ScanError(path, "a complete image", found, "copy the file again") from None
     if array.dtype.kind not in "iuf":
         raise ScanError(path, "a grey-value image", f"voxels of type {array.dtype}", "export a scalar volume")
     return array, Grid(shape, image.affine)
@@ -113,8 +114,12 @@ def _open(path: str | Path) -> nib.Nifti1Image:
     try:
         image = nib.load(path)
     except Exception as error:
-        found = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ScanError(path, "a NIfTI file (.nii, .nii.gz)", f"not one ({found})", "convert it to NIfTI") from None
+        found = f"not one ({_first_line(error)})"
+        raise ScanError(path, "a NIfTI file (.nii, .nii.gz)", found, "convert it to NIfTI") from None
     if not isinstance(image, nib.Nifti1Pair):
         raise ScanError(path, "a NIfTI file (.nii, .nii.gz)", type(image).__name__, "convert it to NIfTI")
     return image
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -1,0 +1,40 @@
+"""Percentile bootstrap over clusters: questions of one patient are drawn together, because they are not independent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+Statistic = Callable[[np.ndarray], dict[str, float]]
+
+
+def clustered_intervals(
+    statistic: Statistic, clusters: Sequence[str], seed: int = 0, resamples: int = 1000, level: float = 0.95
+) -> dict[str, tuple[float, float]]:
+    """Interval of every value of `statistic`, by drawing whole clusters with replacement.
+
+    statistic: (m,) indices into the items, with repeats -> name -> value; a NaN value is left out of its interval.
+    clusters: (n,) the cluster of each item. Deterministic for a seed.
+    Returns name -> (low, high); empty for fewer than two clusters, where nothing can be said about the spread.
+    Source: Efron and Tibshirani, An Introduction to the Bootstrap (1993), ch. 13 (percentile interval); Field and
+    Welsh, Bootstrapping clustered data, J. R. Stat. Soc. B 69 (2007), section 2 (cluster bootstrap).
+    """
+    names = np.asarray(clusters, dtype=str)
+    members = [np.flatnonzero(names == name) for name in np.unique(names)]
+    if len(members) < 2:
+        return {}
+    generator = np.random.default_rng(seed)
+    samples: dict[str, list[float]] = {}
+    for _ in range(resamples):
+        drawn = generator.integers(0, len(members), len(members))
+        for name, value in statistic(np.concatenate([members[one] for one in drawn])).items():
+            samples.setdefault(name, []).append(value)
+    tails = [50 * (1 - level), 50 * (1 + level)]
+    intervals = {}
+    for name, values in samples.items():
+        finite = [value for value in values if not np.isnan(value)]
+        if finite:
+            low, high = np.percentile(finite, tails)
+            intervals[name] = (float(low), float(high))
+    return intervals

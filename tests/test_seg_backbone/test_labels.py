@@ -1,0 +1,93 @@
+"""Class names: the spellings of data sets and radiologists meet in one vocabulary."""
+
+import json
+
+import pytest
+
+from seg_backbone.errors import LabelError
+from seg_backbone.labels import LESIONS, MIRRORED, WORDS, canonical, display, read_labels
+
+
+@pytest.mark.parametrize(
+    ("spelling", "name"),
+    [
+        ("RightParotid", "parotid_right"),
+        ("Left Parotid", "parotid_left"),
+        ("parotid right", "parotid_right"),
+        ("parotid_left", "parotid_left"),
+        ("right parotid gland", "parotid_right"),
+        ("SpinalCord", "spinal_cord"),
+        ("spinal-cord", "spinal_cord"),
+        ("Spinal_Cord", "spinal_cord"),
+        ("BrainStem", "brainstem"),
+        ("Brainstem", "brainstem"),
+        ("Oesophagus", "esophagus"),
+        ("tumor", "tumour"),
+        ("Tumour", "tumour"),
+        ("Lesion", "tumour"),
+        ("GTV", "tumour"),
+        ("Mandible", "mandible"),
+        ("LeftKidney", "kidney_left"),
+        ("Left Adrenal Gland", "adrenal_gland_left"),
+        ("Gall  Bladder", "gall_bladder"),
+    ],
+)
+def test_canonical(spelling, name):
+    assert canonical(spelling) == name
+    assert canonical(name) == name
+
+
+@pytest.mark.parametrize("name", WORDS)
+def test_every_word_leads_to_its_class(name):
+    for words in (name, *WORDS[name]):
+        assert canonical(words) == name
+        assert canonical(words.title()) == name
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("parotid_left", "left parotid gland"),
+        ("tumour", "tumour"),
+        ("kidney_left", "left kidney"),
+        ("adrenal_gland_right", "right adrenal gland"),
+        ("spinal_cord", "spinal cord"),
+        ("aortic_arch", "aortic arch"),
+    ],
+)
+def test_display(name, words):
+    assert display(name) == words
+
+
+def test_the_tables_name_known_classes():
+    assert set(LESIONS) <= set(WORDS)
+    assert {*MIRRORED, *MIRRORED.values()} <= set(WORDS)
+
+
+def test_read_labels(tmp_path):
+    path = tmp_path / "dataset.json"
+    path.write_text(json.dumps({"labels": {"background": 0, "RightParotid": 1, "Tumor": 2}, "numTraining": 3}))
+    assert read_labels(path) == {"parotid_right": 1, "tumour": 2}
+    path.write_text(json.dumps({"SpinalCord": 4}))
+    assert read_labels(path) == {"spinal_cord": 4}
+
+
+@pytest.mark.parametrize("text", ["{", "[1, 2]", '{"labels": {"tumour": "one"}}', '{"labels": {"tumour": [1, 2]}}'])
+def test_a_bad_label_file_is_one_line(tmp_path, text):
+    path = tmp_path / "dataset.json"
+    path.write_text(text)
+    with pytest.raises(LabelError, match="dataset.json: expected") as caught:
+        read_labels(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_two_spellings_of_one_class_do_not_swallow_each_other(tmp_path):
+    path = tmp_path / "dataset.json"
+    path.write_text(json.dumps({"tumor": 1, "lesion": 2}))
+    with pytest.raises(LabelError, match="tumour"):
+        read_labels(path)
+
+
+def test_a_missing_label_file(tmp_path):
+    with pytest.raises(LabelError, match="no such file"):
+        read_labels(tmp_path / "none.json")

@@ -1,0 +1,1 @@
+"""Questions as data: made from reference masks, worded in many ways."""
