@@ -5,8 +5,8 @@ they are empty, from `text`. `abstained`: the system declined. `unreadable`: it 
 read. `unscored`: it failed (the line says why). `missing`: there is no line. Headline figures judge the first three, so
 that declining an answerable question or mumbling counts as wrong there; `unscored` and `missing` are not the system's
 judgement and stay outside, but are counted beside it, and `headline.all` counts them as wrong too, so that nothing is
-gained by failing. `headline.answered` judges the answered ones alone. A question whose reference is null is unanswerable:
-it is outside every figure and only counted, with how often the system rightly abstained.
+gained by failing. `headline.answered` judges the answered ones alone. A question whose reference is null is
+unanswerable: it is outside every figure and only counted, with how often the system rightly abstained.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,8 @@ class Item:
 
 @dataclass(frozen=True)
 class AnswerResults:
-    """Scores of one answer file. compared: name -> other systems on the same questions (no comparisons of their own)."""
+    """Scores of one answer file. compared: name -> other systems on the same questions (no comparisons of their
+    own)."""
 
     name: str
     items: list[Item]
@@ -63,6 +65,10 @@ class AnswerResults:
 
     def metrics(self) -> dict[str, Any]:
         """The content of metrics.json: counts, and per type the figures that `STATISTICS` names."""
+        return self._metrics
+
+    @cached_property
+    def _metrics(self) -> dict[str, Any]:
         answerable = [item for item in self.items if item.reference.answer is not None]
         unanswerable = [item for item in self.items if item.reference.answer is None]
         kinds = [kind for kind in TYPES if any(item.reference.type == kind for item in answerable)]
@@ -84,7 +90,8 @@ class AnswerResults:
         }
 
     def rows(self) -> list[dict[str, Any]]:
-        """One row a question and system, for per_case.csv. `score` is the question's own share of the headline, 0..1."""
+        """One row a question and system, for per_case.csv. `score` is the question's own share of the headline,
+        0..1."""
         rows = []
         for name, results in {self.name: self, **self.compared}.items():
             for item in results.items:
@@ -119,7 +126,7 @@ class AnswerResults:
                 count = system["types"][kind]["counts"]
                 counts.append([name, kind, str(count["n"]), *(str(count[state]) for state in STATES)])
         notes = [
-            "Figures judge answered, abstained and unreadable questions; errors (mae, median) are of the answered ones.",
+            "Figures judge answered, abstained and unreadable questions; errors (mae, median) the answered alone.",
             "Intervals: 95 %, bootstrap over patients. Unscored and missing questions are counted below, not judged.",
         ]
         unanswerable = systems[self.name]["unanswerable"]
@@ -170,11 +177,12 @@ def evaluate_answers(
 ) -> AnswerResults:
     """Join a file of answers to its questions by id and score it.
 
-    compare: name -> another answer file, scored on the same questions. baseline_train: training questions whose majority
-    option or median number becomes one more system, "majority/median". Question types and fields are in `Reference`;
-    what each figure means is said at the functions of `STATISTICS`.
-    Raises QuestionError: a missing file, a broken line, an id used twice (a later line may replace an unscored one, as a
-    resumed run writes it), no question with an answer, no answer that belongs to a question. ConfigError: a name twice.
+    compare: name -> another answer file, scored on the same questions. baseline_train: training questions whose
+    majority option or median number becomes one more system, "majority/median". Question types and fields are in
+    `Reference`; what each figure means is said at the functions of `STATISTICS`.
+    Raises QuestionError: a missing file, a broken line, an id used twice (a later line may replace an unscored one, as
+    a resumed run writes it), no question with an answer, no answer that belongs to a question. ConfigError: a name
+    twice.
     """
     references = read_references(reference_path)
     source = {"reference": str(reference_path), "reference_sha256": digest(reference_path)}
@@ -329,16 +337,17 @@ def multilabel(items: list[Item]) -> Statistic:
 
 
 def counting(items: list[Item]) -> Statistic:
-    """exact: share of questions with the right number (no answer is wrong); mae: mean absolute error of the answered."""
+    """exact: share of questions with the right number (no answer is wrong); mae: mean absolute error of the
+    answered."""
     error = np.abs(_numbers(items, "prediction") - _numbers(items, "reference"))
     return lambda index: {"exact": _mean((error[index] == 0).astype(float)), "mae": _known(np.mean, error[index])}
 
 
 def measurement(items: list[Item]) -> Statistic:
     """within_10pct, within_20pct: share of questions with |error| <= that part of |reference|; within_1mm: share of the
-    questions about a length with |error| <= 1 mm; no answer is outside. Over the answered ones: mae and median_ae in the
-    reference's unit (only where all questions share one), median_relative_error = |error| / |reference|, references of 0
-    left out."""
+    questions about a length with |error| <= 1 mm; no answer is outside. Over the answered ones: mae and median_ae in
+    the reference's unit (only where all questions share one), median_relative_error = |error| / |reference|,
+    references of 0 left out."""
     reference, error = (
         _numbers(items, "reference"),
         np.abs(_numbers(items, "prediction") - _numbers(items, "reference")),
@@ -368,7 +377,8 @@ def measurement(items: list[Item]) -> Statistic:
 def detection(items: list[Item]) -> Statistic:
     """f1_iou50, f1_iou30: 2 TP / (2 TP + FP + FN) over all boxes of all questions, boxes matched one to one within a
     question (CVPR 2025 text-guided segmentation challenge: F1 at IoU 0.5 by Hungarian matching); f1_iou50_per_question:
-    mean over questions, 1 where nothing was to be found and nothing was. No answer finds nothing: all its boxes missed."""
+    mean over questions, 1 where nothing was to be found and nothing was. No answer finds nothing: all its boxes
+    missed."""
     counts = {t: np.array([_box_counts(item, t) for item in items]).reshape(-1, 3) for t in IOU_THRESHOLDS}
     own = np.array([_own_f1(item) for item in items])
 
@@ -407,7 +417,8 @@ def _figures(items: list[Item]) -> dict[str, float]:
 
 
 def _headline(items: list[Item]) -> dict[str, Any]:
-    """The first figure over the judged questions, the answered ones, and all (failures wrong); NaN where there is none."""
+    """The first figure over the judged questions, the answered ones, and all (failures wrong); NaN where there is
+    none."""
     statistic = STATISTICS[items[0].reference.type](items)
     states = np.array([item.state for item in items])
     subsets = {

@@ -22,10 +22,10 @@ def majority_baseline(
 ) -> list[dict[str, Any]]:
     """One answer line (as in an answers file) a question, from training questions of its type and group.
 
-    Classification: the commonest training answer among the question's options. Multilabel: the options in at least half of the
-    training answers. Counting: the median, rounded; measurement and regression: the median in the question's unit.
-    Detection: one box, the median of each corner coordinate in world mm, with the commonest label. Open: the commonest
-    answer. A group unseen in training takes the questions of its type; a type unseen abstains.
+    Classification: the commonest training answer among the question's options. Multilabel: the options in at least
+    half of the training answers. Counting: the median, rounded; measurement and regression: the median in the
+    question's unit. Detection: one box, the median of each corner coordinate in world mm, with the commonest label.
+    Open: the commonest answer. A group unseen in training takes the questions of its type; a type unseen abstains.
     training: None takes `references` themselves, which flatters the baseline. Ties go to the first in the alphabet.
     """
     training = references if training is None else training

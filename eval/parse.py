@@ -12,11 +12,17 @@ from collections.abc import Sequence
 from eval.units import UNITS, dimension, plain_unit
 
 _ARTICLES = {"a", "an", "the"}
+_BLANKS = str.maketrans(string.punctuation, " " * len(string.punctuation))
 _NUMBER = r"(?<![\w.,])[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:[eE][-+]?\d+)?"
 _UNIT = r"%|hu\b|cm\s?\^?[3³]|mm\s?\^?[3³]|(?:" + "|".join(sorted(UNITS, key=len, reverse=True)) + r")s?\b"
 # "84 x 61 mm" is one measurement with its long axis first
 _MEASURED = re.compile(rf"(?P<number>{_NUMBER})(?:\s*[x×]\s*\d+(?:\.\d+)?)*\s*-?\s*(?P<unit>{_UNIT})?", re.IGNORECASE)
 _WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
+_LETTER = re.compile(
+    r"^\W*([A-Z])\W*$"  # "B", "(B)."
+    r"|^\s*\(?([A-Z])[).:](?=\s|$)"  # "B. spleen"
+    r"|\b(?:[Aa]nswer|[Oo]ption|[Cc]hoice)(?:\s+is|:)?\s*:?\s*\(?([A-Z])\b"  # "the answer is B"
+)
 _NONE = re.compile(r"\b(no|none|nothing|not any|without|neither)\b", re.IGNORECASE)
 
 
@@ -26,7 +32,7 @@ def normalise(text: str) -> str:
     Source: SQuAD's `normalize_answer` (Rajpurkar et al., EMNLP 2016); punctuation inside a number ("2.5") is kept.
     """
     text = re.sub(r"(?<=\d)\.(?=\d)", "\0", text.lower())
-    text = text.translate(str.maketrans(dict.fromkeys(string.punctuation, " "))).replace("\0", ".")
+    text = text.translate(_BLANKS).replace("\0", ".")
     return " ".join(word for word in text.split() if word not in _ARTICLES)
 
 
@@ -34,7 +40,8 @@ def parse_number(text: str, unit: str | None = None) -> tuple[float, str | None]
     """(value, its unit or None) of the first number that fits `unit`.
 
     A number with a unit of the wanted kind (mm for cm, ml for cm3) wins over a bare one; a number with a unit of
-    another kind is passed over. Thousands are separated by commas, decimals by a point. Without `unit`: the first number.
+    another kind is passed over. Thousands are separated by commas, decimals by a point. Without `unit`: the first
+    number.
     """
     found = [(float(m["number"].replace(",", "")), m["unit"]) for m in _MEASURED.finditer(text)]
     found = [(value, plain_unit(name) if name else None) for value, name in found]
@@ -62,8 +69,8 @@ def parse_count(text: str) -> int | None:
 def parse_choice(text: str, options: Sequence[str] | None) -> str | None:
     """The one option the text gives, as spelled in `options`; without options, "yes" or "no".
 
-    In this order: the text is the option; it is or begins with the option's letter ("B", "(B)", "B. spleen", "the answer
-    is B"); its first word is yes or no and so is an option; exactly one option stands in it as whole words (an
+    In this order: the text is the option; it is or begins with the option's letter ("B", "(B)", "B. spleen", "the
+    answer is B"); its first word is yes or no and so is an option; exactly one option stands in it as whole words (an
     option inside a longer one that also stands there does not count).
     """
     options = list(options) if options else ["yes", "no"]
@@ -104,8 +111,7 @@ def _same_kind(unit: str, wanted: str) -> bool:
 
 
 def _letter(text: str, count: int) -> int | None:
-    pattern = r"^\W*([A-Z])\W*$|^\s*\(?([A-Z])[).:](?=\s|$)|\b(?:[Aa]nswer|[Oo]ption|[Cc]hoice)(?:\s+is|:)?\s*:?\s*\(?([A-Z])\b"
-    match = re.search(pattern, text)
+    match = _LETTER.search(text)
     if match is None:
         return None
     index = ord(next(group for group in match.groups() if group)) - ord("A")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -99,9 +100,9 @@ PROTOCOLS = {
     for protocol in (
         Protocol(
             "flare23",
-            "FLARE23's script: 14 fixed ids; both empty 1, one empty 0; DSC < 0.1 forces NSD 0; aorta, inferior vena cava "
-            "and esophagus in the reference's z range without its last slice; a missing case ends the run; arrays compared "
-            "as stored; scores rounded to 4 decimals",
+            "FLARE23's script: 14 fixed ids; both empty 1, one empty 0; DSC < 0.1 forces NSD 0; aorta, inferior vena "
+            "cava and esophagus in the reference's z range without its last slice; a missing case ends the run; "
+            "arrays compared as stored; scores rounded to 4 decimals",
             labels=FLARE23_LABELS,
             official=True,
             empty_score=1.0,
@@ -112,9 +113,9 @@ PROTOCOLS = {
         ),
         Protocol(
             "flare24",
-            "FLARE24 task 1's script: lesion is 1, any other value scores the case 0; both empty 1, one empty 0; DSC < 0.2 "
-            "forces NSD 0; runs over prediction files, so missing cases go unpenalised; arrays compared as stored; scores "
-            "rounded to 4 decimals",
+            "FLARE24 task 1's script: lesion is 1, any other value scores the case 0; both empty 1, one empty 0; "
+            "DSC < 0.2 forces NSD 0; runs over prediction files, so missing cases go unpenalised; arrays compared as "
+            "stored; scores rounded to 4 decimals",
             labels=FLARE24_LABELS,
             official=True,
             empty_score=1.0,
@@ -124,9 +125,10 @@ PROTOCOLS = {
         ),
         Protocol(
             "corrected",
-            "every reference case counts and a missing prediction scores 0 for each annotated class; both empty is left out, "
-            "one empty 0; unannotated classes are skipped; aorta, inferior vena cava and esophagus in the reference's whole "
-            "z range; another grid or an unnamed label value is an error; FLARE tolerances, 2 mm for other classes",
+            "every reference case counts and a missing prediction scores 0 for each annotated class; both empty is "
+            "left out, one empty 0; unannotated classes are skipped; aorta, inferior vena cava and esophagus in the "
+            "reference's whole z range; another grid or an unnamed label value is an error; FLARE tolerances, 2 mm for "
+            "other classes",
             z_limited=True,
         ),
         Protocol(
@@ -179,6 +181,10 @@ class MaskResults:
 
     def metrics(self) -> dict[str, Any]:
         """The content of metrics.json. Means are over cases with a score; intervals bootstrap the cases."""
+        return self._metrics
+
+    @cached_property
+    def _metrics(self) -> dict[str, Any]:
         classes = {name: self._of_class(name) for name in self.labels}
         groups = {
             "organs": [name for name in self.labels if name not in LESIONS],
@@ -302,9 +308,11 @@ def evaluate_masks(
     annotated: case -> classes drawn in it (protocol `corrected` only); a case not listed has them all (noted).
     progress: called with (cases done, cases, case). Axial slices lie along `Grid.axial_axis` of the reference.
 
-    `corrected` and `automsc` first turn the prediction to the reference's axis order (flips and transposes lose nothing)
-    and then require one grid. `flare23` and `flare24` compare the arrays as stored and only note differing headers.
-    Raises ConfigError (unknown protocol), LabelError, GridError, ScanError, InputError (no case, a missing one in flare23).
+    `corrected` and `automsc` first turn the prediction to the reference's axis order (flips and transposes lose
+    nothing) and then require one grid. `flare23` and `flare24` compare the arrays as stored and only note differing
+    headers.
+    Raises ConfigError (unknown protocol), LabelError, GridError, ScanError, InputError (no case, a missing one in
+    flare23).
     """
     if protocol not in PROTOCOLS:
         raise ConfigError("--protocol", f"one of {', '.join(PROTOCOLS)}", repr(protocol), "name one of them")
@@ -339,7 +347,8 @@ def evaluate_masks(
         raise InputError(pred_dir, f"masks named as in {ref_dir}", "not one of them", "check the two folders")
 
     notes = _notes(rules, missing, unmatched, ref_labels, pred_labels, annotated, cases)
-    scores, foreign = [], []
+    scores: list[MaskScore] = []
+    foreign: list[str] = []
     for done, case in enumerate(cases, 1):
         reference = read_mask(references[case], None if rules.name == "flare23" else ref_labels)
         prediction = None
@@ -397,7 +406,8 @@ def read_annotated(manifest: str | Path, ref_dir: str | Path) -> dict[str, list[
     """Case -> classes drawn in it, from a manifest.jsonl with `case`, `annotated` and optional `dataset` on each line.
 
     Where one case name occurs in several datasets, the lines count whose dataset is a folder on the path of `ref_dir`.
-    Names come back canonical. Raises QuestionError (broken line) or InputError (a missing key, two answers for a case).
+    Names come back canonical; a line whose `annotated` is not a list says nothing and is passed over.
+    Raises QuestionError (broken line) or InputError (no case, two answers for a case).
     """
     parts = Path(ref_dir).resolve().parts
     lines = read_jsonl(manifest)
@@ -405,8 +415,10 @@ def read_annotated(manifest: str | Path, ref_dir: str | Path) -> dict[str, list[
     table: dict[str, list[str]] = {}
     for number, line in own or lines:
         where = f"{manifest}, line {number}"
-        if not isinstance(line.get("case"), str) or not isinstance(line.get("annotated"), list):
-            raise InputError(where, "keys case and annotated (a list)", json.dumps(line)[:80], "complete the line")
+        if not isinstance(line.get("case"), str):
+            raise InputError(where, "a case name", json.dumps(line)[:80], "complete the line")
+        if not isinstance(line.get("annotated"), list):
+            continue
         classes = sorted({canonical(str(name)) for name in line["annotated"]})
         if table.setdefault(line["case"], classes) != classes:
             raise InputError(
@@ -491,7 +503,8 @@ def _union(first: tuple[slice, ...], second: tuple[slice, ...]) -> tuple[slice, 
 
 
 def _require_same_shape(prediction: Mask, reference: Mask) -> list[str]:
-    """The prediction's file where its header puts the same array elsewhere, else nothing. Raises GridError on shapes."""
+    """The prediction's file where its header puts the same array elsewhere, else nothing. Raises GridError on
+    shapes."""
     if prediction.grid.shape != reference.grid.shape:
         found = f"{prediction.grid.shape}"
         raise GridError(
@@ -565,7 +578,7 @@ def _notes(
     if annotated is not None:
         unlisted = [case for case in cases if case not in annotated]
         if unlisted:
-            notes.append(f"Not in the manifest, taken as fully annotated: {_some(unlisted)}.")
+            notes.append(f"No classes in the manifest, taken as fully annotated: {_some(unlisted)}.")
     return notes
 
 

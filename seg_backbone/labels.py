@@ -24,6 +24,19 @@ WORDS: dict[str, tuple[str, ...]] = {
     "mandible": ("mandible", "lower jaw", "jaw bone", "jawbone"),
 }
 LESIONS = ("tumour",)
+# Anatomy that people ask about and no checkpoint here segments: what to answer is "not trained for it", never "no".
+OTHER_ANATOMY: tuple[str, ...] = (
+    "liver", "spleen", "pancreas", "gallbladder", "kidney", "adrenal gland", "stomach", "duodenum", "small bowel",
+    "bowel", "colon", "rectum", "appendix", "urinary bladder", "bladder", "prostate", "uterus", "ovary", "testis",
+    "heart", "left ventricle", "atrium", "aorta", "inferior vena cava", "superior vena cava", "portal vein",
+    "pulmonary artery", "carotid artery", "iliac artery", "lung", "lung lobe", "upper lobe", "lower lobe", "trachea",
+    "bronchus", "pleura", "pleural effusion", "thyroid", "thyroid gland", "thymus", "breast", "submandibular gland",
+    "tonsil", "tongue", "pharynx", "oral cavity", "eye", "optic nerve", "optic chiasm", "lens", "pituitary", "cochlea",
+    "brain", "cerebellum", "hippocampus", "ventricle", "white matter", "grey matter", "skull", "maxilla", "sternum",
+    "rib", "clavicle", "scapula", "humerus", "radius", "ulna", "femur", "tibia", "fibula", "patella", "pelvis", "hip",
+    "sacrum", "vertebra", "vertebrae", "intervertebral disc", "muscle", "gluteus maximus", "iliopsoas", "lymph node",
+    "necrosis", "oedema", "edema", "cyst", "nodule", "metastasis", "fracture", "haemorrhage", "hemorrhage",
+)  # fmt: skip
 MIRRORED = {"parotid_right": "parotid_left", "parotid_left": "parotid_right"}
 
 

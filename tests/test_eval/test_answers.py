@@ -164,7 +164,8 @@ def test_type_follows_from_the_answer(lines):
 
 
 def test_bootstrap_draws_patients_and_repeats_itself(scored):
-    """Two patients, one all right and one all wrong: only 0, 0.5 and 1 can be drawn, however many questions each has."""
+    """Two patients, one all right and one all wrong: only 0, 0.5 and 1 can be drawn, however many questions each
+    has."""
     questions = [{"type": "counting", "answer": 1, "patient": f"p{i % 2}"} for i in range(40)]
     answers = [{"value": 1 + i % 2} for i in range(40)]
     first, second = (scored(questions, answers, resamples=200, seed=3).metrics() for _ in range(2))

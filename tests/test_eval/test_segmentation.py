@@ -231,6 +231,7 @@ def test_manifest(tmp_path):
     lines = [
         {"dataset": "Dataset1", "case": "a", "annotated": ["RightParotid"]},
         {"dataset": "Dataset2", "case": "a", "annotated": ["tumour"]},
+        {"dataset": "Dataset1", "case": "b", "annotated": "see the paper"},
     ]
     manifest.write_text("\n".join(map(json.dumps, lines)))
     assert find_manifest(ref) == manifest

@@ -134,7 +134,9 @@ def read_wordings(path: str | Path | None = None) -> Wordings:
             extra_names=tuple(data["extra_names"]),
         )
     except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(path, "a table of wordings", f"something else ({error})", "see vlm/data/wordings.yaml") from None
+        raise InputError(
+            path, "a table of wordings", f"something else ({error})", "see vlm/data/wordings.yaml"
+        ) from None
     if missing := [fact for fact in FACTS if fact not in wordings.facts]:
         raise InputError(path, "wordings for every fact", f"none for {', '.join(missing)}", "add them")
     for fact, parts in wordings.facts.items():
@@ -167,7 +169,7 @@ def _fits(names: set[str], slots: Mapping[str, str]) -> bool:
 
 def _slip(text: str, random: Random) -> str:
     """Two inner letters of one long word of a wording exchanged; placeholders are never touched."""
-    words = [match for match in re.finditer(r"(?<![\w{])[A-Za-z]{6,}(?![\w}])", text)]
+    words = list(re.finditer(r"(?<![\w{])[A-Za-z]{6,}(?![\w}])", text))
     if not words:
         return text
     start = random.choice(words).start() + random.randrange(1, 4)

@@ -1,0 +1,100 @@
+"""Which classes do the words of a question name? A lexical look-up, used beside the language model, never instead.
+
+The pointer head gets the result as a feature of each instance, so that an explicit "left parotid" weighs in; the scope
+check uses it to say that a named organ is not one the checkpoint knows.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+
+from seg_backbone.labels import LESIONS, OTHER_ANATOMY, WORDS, display
+
+_SIDES = ("left", "right")
+_LESION_WORDS = WORDS["tumour"]
+
+
+@dataclass(frozen=True)
+class Mention:
+    """classes: those among the given ones that the text names. others: names of known anatomy that is not among them.
+
+    lesions: the text names a lesion in general ("mass", "tumour").
+    """
+
+    classes: tuple[str, ...]
+    others: tuple[str, ...]
+    lesions: bool
+
+
+def find_mentions(text: str, classes: tuple[str, ...]) -> Mention:
+    """Look for the given class names, their synonyms and plurals, with or without a side. Case does not matter.
+
+    "left parotid" names parotid_left only, "parotid glands" both. A class that holds lesions (tumour) is also named by
+    any word for a lesion. An empty text names nothing.
+    """
+    text = " " + re.sub(r"[^a-z0-9%]+", " ", text.lower()) + " "
+    sides = {side for side in _SIDES if f" {side} " in text or f" {side}sided " in text}
+    lesions = any(_pattern(word).search(text) for word in _LESION_WORDS)
+    named, covered = [], set()
+    for name in classes:
+        base, side = split_side(name)
+        words = _words_of(name, base)
+        hit = [word for word in words if _pattern(word).search(text)]
+        covered |= {word for word in words}
+        if hit and (side is None or not sides or side in sides):
+            named.append(name)
+        elif lesions and is_lesion(name) and not hit:
+            named.append(name)
+    others = []
+    for word in OTHER_ANATOMY:
+        plain, _ = split_side(word.replace(" ", "_"))
+        plain = plain.replace("_", " ")
+        known = any(plain in c or c in plain for c in covered)
+        if not known and _pattern(plain).search(text):
+            others.append(word)
+    longest = [w for w in others if not any(w != o and w in o for o in others)]
+    for name in WORDS:
+        base, side = split_side(name)
+        if name not in classes and not is_lesion(name) and not any(split_side(c)[0] == base for c in classes):
+            if any(_pattern(word).search(text) for word in _words_of(name, base)):
+                if side is None or not sides or side in sides:
+                    longest.append(display(name))
+    return Mention(tuple(named), tuple(dict.fromkeys(longest)), lesions)
+
+
+def mentions_in(text: str, options: tuple[str, ...], classes: tuple[str, ...]) -> Mention:
+    """The mentions of a question; those of its options too where its words name no class and no other anatomy."""
+    mention = find_mentions(text, classes)
+    if options and not mention.classes and not mention.others:
+        return find_mentions("; ".join((text, *options)), classes)
+    return mention
+
+
+def split_side(name: str) -> tuple[str, str | None]:
+    """`parotid_left` -> ("parotid", "left"); a name without a side comes back whole with None."""
+    base, _, last = name.rpartition("_")
+    if base and last in _SIDES:
+        return base, last
+    first, _, rest = name.partition("_")
+    return (rest, first) if rest and first in _SIDES else (name, None)
+
+
+def is_lesion(name: str) -> bool:
+    """True for a class whose name says lesion: tumour, lesion, metastasis, cyst, ..."""
+    words = set(name.lower().replace("_", " ").split())
+    return bool(words & {"tumour", "tumor", "lesion", "mass", "metastasis", "cancer", "gtv", "cyst", "nodule"})
+
+
+def _words_of(name: str, base: str) -> tuple[str, ...]:
+    """The ways to write a class without its side."""
+    spellings = [display(base), *WORDS.get(name, ())]
+    plain = {re.sub(r"\s+", " ", re.sub(r"\b(left|right|on the)\b", " ", w)).strip() for w in spellings}
+    return tuple(sorted(word for word in plain if len(word) > 2))
+
+
+@lru_cache(maxsize=4096)
+def _pattern(word: str) -> re.Pattern[str]:
+    """The word as whole words, plural allowed (mass -> masses, tumour -> tumours, gland -> glands)."""
+    return re.compile(rf" {re.escape(word)}(?:es|s)? ")

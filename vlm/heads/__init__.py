@@ -1,0 +1,30 @@
+"""Heads: from what the network made of a question to the parts of an answer. One file each, one protocol.
+
+`read` networks (pointer, router, quantiles) score; `decode` functions turn the scores into values, which code reads off
+the selected instances, and into the sentence that says them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
+from vlm.facts import FACTS
+from vlm.heads.reading import Reading
+
+_DECODERS = {
+    "classification": "vlm.heads.classification",
+    "multilabel": "vlm.heads.classification",
+    "detection": "vlm.heads.detection",
+    "counting": "vlm.heads.counting",
+    "measurement": "vlm.heads.measurement",
+    "regression": "vlm.heads.regression",
+    "open": "vlm.heads.findings",
+}
+
+
+def decode(reading: Reading) -> dict[str, Any]:
+    """The answer's fields (see vlm.schema.Answer) for the fact that was read. A reading never raises: it abstains."""
+    function: Callable[[Reading], dict[str, Any]] = import_module(_DECODERS[FACTS[reading.fact].kind]).decode
+    return function(reading)

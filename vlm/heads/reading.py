@@ -1,0 +1,86 @@
+"""Reading: what the network made of one question about one scene, before any value is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from seg_backbone.labels import display
+from seg_backbone.lesions import Instance
+from vlm.data.threshold import Threshold
+from vlm.grounding import Mention
+from vlm.scene import Scene
+from vlm.schema import Question
+
+SELECT = 0.5  # pointer probability from which an instance is selected
+
+
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """fact and its probability; selection (K,) pointer probability of each of the scene's instances.
+
+    quantiles: (0.1, 0.5, 0.9) quantiles of a regressed value, in the fact's unit, or None. score_options: the options'
+    probabilities by the language model's likelihood, computed only when a head asks.
+    """
+
+    question: Question
+    scene: Scene
+    mention: Mention
+    fact: str
+    fact_probability: float
+    selection: np.ndarray
+    threshold: Threshold | None = None
+    quantiles: tuple[float, float, float] | None = None
+    score_options: Callable[[tuple[str, ...]], np.ndarray] = field(default=lambda options: np.zeros(len(options)))
+
+    def selected(self) -> list[Instance]:
+        """The instances meant, most probable first, after a size threshold in the question's words."""
+        order = np.argsort(-self.selection, kind="stable")
+        chosen = [self.scene.instances[n] for n in order if self.selection[n] >= SELECT]
+        return [i for i in chosen if self.threshold is None or self.threshold.keeps(i)]
+
+    def one(self) -> Instance | None:
+        """The single instance meant: the largest of those selected; failing that the likeliest above SELECT / 2."""
+        chosen = self.selected()
+        if chosen:
+            return max(chosen, key=lambda i: i.volume_ml)
+        if len(self.selection) and self.threshold is None and self.selection.max() >= SELECT / 2:
+            return self.scene.instances[int(self.selection.argmax())]
+        return None
+
+    def confidence(self, instances: list[Instance]) -> float:
+        """Probability that fact, selection and masks are all right, taken as independent.
+
+        The selection counts with its least certain instance; the masks with the mean foreground probability.
+        """
+        certainty = float(np.maximum(self.selection, 1 - self.selection).min(initial=1.0))
+        found = [i.probability for i in instances if i.probability is not None]
+        return self.fact_probability * certainty * (float(np.mean(found)) if found else 1.0)
+
+    def thing(self) -> str:
+        """What the question is about, in words: "left parotid gland", "tumour", or "structure"."""
+        names = self.mention.classes
+        if len(names) == 1:
+            return display(names[0])
+        if names and len({display(n).replace("left ", "").replace("right ", "") for n in names}) == 1:
+            return display(names[0]).replace("left ", "").replace("right ", "")
+        return "lesion" if self.mention.lesions else "structure"
+
+
+def evidence(instances: list[Instance]) -> tuple[dict[str, Any], ...]:
+    """The evidence of an answer: one entry an instance, in mm."""
+    return tuple(instance.to_json() for instance in instances)
+
+
+def none_found(reading: Reading) -> dict[str, Any]:
+    """An abstention: the value asked for belongs to something that is not in the mask."""
+    text = f"No {reading.thing()} was found in this scan, so there is nothing to measure."
+    return {
+        "text": text,
+        "abstained": True,
+        "reason": f"no {reading.thing()} was found in this scan",
+        "confidence": reading.confidence([]),
+    }

@@ -1,0 +1,291 @@
+"""The vision-language model: scene tokens and a question through one language model, its states into the heads.
+
+The sequence is: template, scan tokens (facts, visual cells, instances), question, answer. The scan's part comes first, so
+its keys and values are computed once and every question about the scan reuses them; in training, several questions are
+packed behind one scan under a mask that hides them from each other.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from seg_backbone.errors import CheckpointError
+from seg_backbone.labels import display
+from vlm.facts import NAMES, facts_of
+from vlm.grounding import Mention
+from vlm.heads.pointer import MENTION, Pointer
+from vlm.heads.regression import TARGETS, Quantiles
+from vlm.heads.router import Router
+from vlm.llm import DEFAULT_LLM, load_llm
+from vlm.projector import Projector
+from vlm.prompts import make_prompt
+from vlm.scene import FACTS as SCAN_FACTS
+from vlm.scene import Scene
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+CONFIG, WEIGHTS, ADAPTER = "vlm.json", "heads.safetensors", "adapter"
+
+
+@dataclass(frozen=True)
+class VlmConfig:
+    """llm: name, folder or hub id. segmentation: the model whose features these weights were trained on.
+
+    visual_channels, instance_channels: of the encoder stages used. lora_rank 0: no adapter. lora_targets: linear
+    layers, "all-linear" or names. regression_scale: target -> (mean, standard deviation) in its unit. temperature:
+    fact -> divisor of the logits that calibrates them on validation.
+    """
+
+    llm: str = DEFAULT_LLM
+    segmentation: str = "default"
+    visual_channels: int = 192
+    instance_channels: int = 48
+    lora_rank: int = 8
+    lora_alpha: int = 16
+    lora_targets: str | tuple[str, ...] = "all-linear"
+    regression_scale: dict[str, tuple[float, float]] | None = None
+    name: str = "default"
+
+
+@dataclass(frozen=True, eq=False)
+class Opened:
+    """A scan the language model has read: its cache of keys and values, and its states at the instance tokens (K, W)."""
+
+    cache: Any
+    items: torch.Tensor
+    length: int
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """router (facts,) logits, selection (K,) logits, cache and state of a question; state (W,) is its last one."""
+
+    router: torch.Tensor
+    selection: torch.Tensor
+    cache: Any
+    state: torch.Tensor
+
+
+class VisionLanguageModel(nn.Module):
+    """Projector, language model with adapter, and heads."""
+
+    def __init__(self, config: VlmConfig, llm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+        super().__init__()
+        self.config, self.tokenizer, self.prompt = config, tokenizer, make_prompt(tokenizer)
+        self.llm = llm
+        width = llm.get_input_embeddings().weight.shape[1]
+        self.projector = Projector(width, config.visual_channels, config.instance_channels)
+        self.pointer = Pointer(width)
+        self.router = Router(width)
+        self.quantiles = Quantiles(config.visual_channels, SCAN_FACTS)
+        self._names: dict[str, torch.Tensor] = {}
+        self.llm.requires_grad_(False)
+
+    # -- loading and saving -------------------------------------------------------------------------------------------
+
+    def add_adapter(self) -> None:
+        """Put trainable LoRA layers into the language model (peft)."""
+        from peft import LoraConfig, get_peft_model
+
+        lora = LoraConfig(
+            r=self.config.lora_rank,
+            lora_alpha=self.config.lora_alpha,
+            target_modules=self.config.lora_targets
+            if isinstance(self.config.lora_targets, str)
+            else list(self.config.lora_targets),
+            lora_dropout=0.05,
+            task_type="CAUSAL_LM",
+        )
+        self.llm = get_peft_model(self.llm, lora)
+
+    def head_state(self) -> dict[str, torch.Tensor]:
+        """Every weight but the language model's."""
+        return {k: v for k, v in self.state_dict().items() if not k.startswith("llm.")}
+
+    def save(self, folder: str | Path) -> Path:
+        """Write config, heads (float16) and adapter; each file under a temporary name first."""
+        from safetensors.torch import save_file
+
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        state = {k: v.detach().cpu().half().contiguous() for k, v in self.head_state().items()}
+        save_file(state, folder / (WEIGHTS + ".part"))
+        (folder / (WEIGHTS + ".part")).replace(folder / WEIGHTS)
+        if hasattr(self.llm, "peft_config"):
+            from peft import get_peft_model_state_dict
+
+            adapter = {k: v.detach().cpu().half().contiguous() for k, v in get_peft_model_state_dict(self.llm).items()}
+            save_file(adapter, folder / (ADAPTER + ".part"))
+            (folder / (ADAPTER + ".part")).replace(folder / f"{ADAPTER}.safetensors")
+        (folder / (CONFIG + ".part")).write_text(json.dumps(asdict(self.config), indent=2) + "\n")
+        (folder / (CONFIG + ".part")).replace(folder / CONFIG)
+        return folder
+
+    @staticmethod
+    def load(folder: str | Path, device: str = "cpu") -> VisionLanguageModel:
+        """Load what `save` wrote, with its language model. Raises CheckpointError where a part is missing or misfits."""
+        from safetensors.torch import load_file
+
+        folder = Path(folder)
+        if not (folder / CONFIG).is_file():
+            raise CheckpointError(folder, f"a model folder with {CONFIG}", "none", "train one or use `default`")
+        try:
+            config = VlmConfig(**json.loads((folder / CONFIG).read_text()))
+            llm, tokenizer = load_llm(config.llm, device)
+            model = VisionLanguageModel(config, llm, tokenizer)
+            state = {key: value.float() for key, value in load_file(folder / WEIGHTS).items()}
+            missing, unexpected = model.load_state_dict(state, strict=False)
+            missing = [key for key in missing if not key.startswith("llm.")]
+            if missing or unexpected:
+                raise ValueError(f"weights missing {missing[:3]} or unexpected {unexpected[:3]}")
+            adapter = folder / f"{ADAPTER}.safetensors"
+            if adapter.is_file():
+                from peft import set_peft_model_state_dict
+
+                model.add_adapter()
+                weights = {key: value.float() for key, value in load_file(adapter).items()}
+                if set_peft_model_state_dict(model.llm, weights).unexpected_keys:
+                    raise ValueError("the adapter has layers that the language model lacks")
+        except (OSError, ValueError, TypeError, RuntimeError) as error:
+            if isinstance(error, CheckpointError):
+                raise
+            raise CheckpointError(folder, "weights that fit the language model", str(error), "fetch it again") from None
+        return model.to(device).eval()
+
+    # -- the forward road ---------------------------------------------------------------------------------------------
+
+    def scan_tokens(self, scene: Scene) -> torch.Tensor:
+        """(P, W): the template's start and the scene's tokens; the last len(instances) rows are the instances."""
+        embed = self.llm.get_input_embeddings()
+        device = embed.weight.device
+        before = embed(torch.tensor(self.prompt.before, device=device))
+        arrays = (scene.facts, scene.visual, scene.pooled, scene.geometry)
+        facts, visual, pooled, geometry = (torch.from_numpy(a).to(device) for a in arrays)
+        names = [self._name(i.label) for i in scene.instances]
+        named = torch.stack(names) if names else torch.zeros(0, before.shape[1], device=device)
+        tokens = self.projector(facts, visual, pooled, geometry, named.float())
+        return torch.cat([before, tokens.to(before.dtype)])
+
+    def pack(self, scene: Scene, segments: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor, list[slice]]:
+        """States of a scan and of token segments that each follow it directly, unseen by each other.
+
+        Returns the scan's states (P, W), all segments' states (sum of lengths, W) and each segment's slice of those.
+        """
+        scan = self.scan_tokens(scene)
+        embed = self.llm.get_input_embeddings()
+        start = len(scan)
+        lengths = [len(segment) for segment in segments]
+        text = embed(torch.tensor([t for segment in segments for t in segment], device=scan.device))
+        total = start + sum(lengths)
+        owner = torch.cat([torch.full((n,), k) for k, n in enumerate([start, *lengths])]).to(scan.device)
+        seen = torch.ones(total, total, dtype=torch.bool, device=scan.device).tril()
+        seen &= (owner[:, None] == owner[None]) | (owner[None] == 0)
+        mask = torch.zeros(total, total, dtype=scan.dtype, device=scan.device).masked_fill(~seen, torch.finfo(scan.dtype).min)
+        positions = torch.cat([torch.arange(start), *(start + torch.arange(n) for n in lengths)]).to(scan.device)
+        states = self._decoder()(
+            inputs_embeds=torch.cat([scan, text])[None],
+            attention_mask=mask[None, None],
+            position_ids=positions[None],
+            use_cache=False,
+        ).last_hidden_state[0]
+        ends = np.cumsum([0, *lengths])
+        return states[:start], states[start:], [slice(int(a), int(b)) for a, b in zip(ends[:-1], ends[1:], strict=True)]
+
+    @torch.inference_mode()
+    def open(self, scene: Scene) -> Opened:
+        """Read a scan once; `read` then answers any number of questions about it."""
+        scan = self.scan_tokens(scene)
+        out = self._decoder()(inputs_embeds=scan[None], use_cache=True)
+        return Opened(out.past_key_values, out.last_hidden_state[0, len(scan) - len(scene.instances) :], len(scan))
+
+    @torch.inference_mode()
+    def read(self, scene: Scene, opened: Opened, text: str, options: tuple[str, ...], mention: Mention) -> Scores:
+        """Scores of every head for one question."""
+        ids = torch.tensor(self.prompt.question(text, options), device=opened.items.device)
+        cache = copy.deepcopy(opened.cache)
+        out = self._decoder()(
+            inputs_embeds=self.llm.get_input_embeddings()(ids)[None], past_key_values=cache, use_cache=True
+        )
+        state = out.last_hidden_state[0, -1:].float()
+        router = self.router(state)[0]
+        geometry = torch.from_numpy(scene.geometry).to(state.device)
+        named = mention_features(scene, mention).to(state.device)
+        selection = self.pointer(state, opened.items.float(), geometry, named[None])[0]
+        return Scores(router, selection, out.past_key_values, out.last_hidden_state[0, -1])
+
+    @torch.inference_mode()
+    def option_likelihoods(self, scores: Scores, options: tuple[str, ...]) -> np.ndarray:
+        """(options,) probabilities: softmax over the mean log-likelihood per token of each option's words."""
+        head = self.llm.get_output_embeddings()
+        means = []
+        for option in options:
+            ids = torch.tensor(self.prompt.answer(option), device=scores.state.device)
+            out = self._decoder()(
+                inputs_embeds=self.llm.get_input_embeddings()(ids[:-1])[None] if len(ids) > 1 else None,
+                past_key_values=copy.deepcopy(scores.cache),
+            )
+            states = torch.cat([scores.state[None], out.last_hidden_state[0]])
+            log_p = torch.log_softmax(head(states).float(), dim=-1)
+            means.append(float(log_p[torch.arange(len(ids)), ids].mean()))
+        shares = np.exp(np.array(means) - max(means))
+        return shares / shares.sum()
+
+    @torch.inference_mode()
+    def regress(self, scene: Scene) -> dict[str, tuple[float, float, float]]:
+        """Target -> its 0.1, 0.5 and 0.9 quantiles, in the fact's unit."""
+        scale = self.config.regression_scale or {}
+        raw = self.quantiles(*quantile_inputs(scene, self.config.visual_channels))
+        out = {}
+        for number, name in enumerate(TARGETS):
+            if name in scale:
+                mean, spread = scale[name]
+                low, middle, high = (float(v) * spread + mean for v in raw[number])
+                out[name] = (low, middle, high)
+        return out
+
+    def _decoder(self) -> nn.Module:
+        base = self.llm.get_base_model() if hasattr(self.llm, "get_base_model") else self.llm
+        return base.get_decoder()
+
+    def _name(self, label: str) -> torch.Tensor:
+        if label not in self._names:
+            embed = self.llm.get_input_embeddings()
+            ids = self.tokenizer(" " + display(label), add_special_tokens=False)["input_ids"]
+            with torch.no_grad():
+                self._names[label] = embed(torch.tensor(ids, device=embed.weight.device)).mean(0).clone()
+        return self._names[label]
+
+
+def mention_features(scene: Scene, mention: Mention, hidden: bool = False) -> torch.Tensor:
+    """(K, MENTION) float32: is the instance's class named, is another one, is none. hidden: as if none were named."""
+    named = set() if hidden else set(mention.classes)
+    rows = torch.zeros(len(scene.instances), MENTION)
+    for row, instance in zip(rows, scene.instances, strict=True):
+        row[0 if instance.label in named else 1 if named else 2] = 1.0
+    return rows
+
+
+def quantile_inputs(scene: Scene, channels: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the regression head sees: the mean visual cell (channels,) and the scan's facts."""
+    return torch.from_numpy(scene.visual[:, :channels].mean(axis=0)), torch.from_numpy(scene.facts)
+
+
+def route(logits: torch.Tensor, kind: str | None) -> tuple[str, float, float]:
+    """The likeliest fact among those of a declared kind, its probability there, and that of off_topic among all."""
+    everything = torch.softmax(logits, dim=0)
+    allowed = facts_of(kind) if kind else NAMES
+    mask = torch.tensor([name in allowed for name in NAMES])
+    inside = torch.softmax(logits.masked_fill(~mask, -1e4), dim=0)
+    best = int(inside.argmax())
+    return NAMES[best], float(inside[best]), float(everything[NAMES.index("off_topic")])
+
+

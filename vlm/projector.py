@@ -1,0 +1,57 @@
+"""Numbers of a scene -> tokens in the language model's embedding space."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from vlm.scene import FACTS, GEOMETRY
+
+
+class Projector(nn.Module):
+    """One facts token, one token per visual cell, one per instance.
+
+    Dimension legend, W the language model's width:
+        facts (FACTS,)                      -> (1, W)
+        visual (cells, channels + 6)        -> (cells, W)
+        pooled (K, channels'), geometry (K, GEOMETRY), names (K, W) -> (K, W)
+    names: the mean embedding of the words of each instance's class, so that any class a user brings has a token the
+    language model understands.
+    """
+
+    def __init__(self, width: int, visual_channels: int, instance_channels: int, hidden: int = 256) -> None:
+        super().__init__()
+        self.facts = _mlp(FACTS, hidden, width)
+        self.visual_norm = nn.LayerNorm(visual_channels)
+        self.visual = _mlp(visual_channels + 6, hidden, width)
+        self.pooled_norm = nn.LayerNorm(instance_channels)
+        self.instance = _mlp(instance_channels + GEOMETRY, hidden, width)
+        self.name_scale = nn.Parameter(torch.ones(()))
+        self.kind = nn.Parameter(torch.randn(3, width) * 0.02)  # what sort of token: facts, visual, instance
+
+    def forward(
+        self,
+        facts: torch.Tensor,
+        visual: torch.Tensor,
+        pooled: torch.Tensor,
+        geometry: torch.Tensor,
+        names: torch.Tensor,
+    ) -> torch.Tensor:
+        """(1 + cells + K, W) tokens in the order facts, visual, instances. K may be 0."""
+        channels = self.visual_norm.normalized_shape[0]
+        seen = torch.cat([self.visual_norm(visual[:, :channels]), visual[:, channels:]], dim=1)
+        item = torch.cat([self.pooled_norm(pooled), geometry], dim=1)
+        return torch.cat(
+            [
+                self.facts(facts)[None] + self.kind[0],
+                self.visual(seen) + self.kind[1],
+                self.instance(item) + self.name_scale * names + self.kind[2],
+            ]
+        )
+
+
+def _mlp(inputs: int, hidden: int, outputs: int) -> nn.Module:
+    last = nn.Linear(hidden, outputs)
+    nn.init.normal_(last.weight, std=0.1 / hidden**0.5)  # start as small as word embeddings are
+    nn.init.zeros_(last.bias)
+    return nn.Sequential(nn.Linear(inputs, hidden), nn.GELU(), last)

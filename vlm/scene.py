@@ -1,0 +1,167 @@
+"""Scene: everything the language model is shown of one scan, and everything code may measure on it.
+
+Built once per scan from the segmentation (or from given masks) and the encoder features that the same pass produced.
+Positions enter in millimetres, so spacing, size and orientation of the file do not matter.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from seg_backbone.geometry import Grid
+from seg_backbone.lesions import Instance, Instances
+from seg_backbone.predict import Features
+from vlm.grounding import is_lesion
+
+VISUAL_STAGE, INSTANCE_STAGE = 4, 2  # encoder stages behind the visual tokens and the instance tokens
+CELLS = (2, 2, 3)  # visual tokens along (right, anterior, superior)
+GEOMETRY = 24  # numbers that describe an instance, see `geometry_of`
+FACTS = 8  # numbers that describe the scan, see `scan_facts`
+MAX_INSTANCES = 24  # the largest ones are shown; a scan rarely has more
+
+
+@dataclass(frozen=True, eq=False)
+class Scene:
+    """visual (cells, channels + 6) float32; pooled (K, channels) float32 and geometry (K, GEOMETRY) float32, one row
+    an instance in the order of `instances`; facts (FACTS,) float32. classes: names that an instance could have.
+    """
+
+    source: str
+    modality: str
+    grid: Grid
+    instances: list[Instance]
+    classes: tuple[str, ...]
+    untrained: tuple[str, ...]
+    visual: np.ndarray
+    pooled: np.ndarray
+    geometry: np.ndarray
+    facts: np.ndarray
+
+
+def build_scene(
+    source: str,
+    modality: str,
+    grid: Grid,
+    instances: Instances,
+    classes: tuple[str, ...],
+    untrained: tuple[str, ...],
+    features: Features,
+) -> Scene:
+    """Pool features into tokens and describe instances. untrained: classes the checkpoint cannot find in this scan.
+
+    A scan without instances gives arrays of zero rows. Of more than MAX_INSTANCES the largest by volume stay.
+    """
+    shown = sorted(instances, key=lambda i: -i.volume_ml)[:MAX_INSTANCES]
+    shown.sort(key=lambda i: i.id)
+    return Scene(
+        source,
+        modality,
+        grid,
+        shown,
+        classes,
+        untrained,
+        visual_cells(features, grid),
+        instance_features(features, instances, shown, grid),
+        describe(shown, modality, grid),
+        scan_facts(modality, grid),
+    )
+
+
+def scene_classes(scene: Scene) -> tuple[str, ...]:
+    """Every class a question about the scene may name: those it could hold and those it does hold."""
+    return tuple(dict.fromkeys((*scene.classes, *(instance.label for instance in scene.instances))))
+
+
+def visual_cells(features: Features, grid: Grid) -> np.ndarray:
+    """(prod(CELLS), channels + 6): mean feature of each cell of the scan's box, its centre and size in 100 mm.
+
+    The centre is relative to the scan's centre. A cell without features holds zeros.
+    """
+    vectors, positions = features.vectors[VISUAL_STAGE], features.positions_mm[VISUAL_STAGE]
+    low, high = grid.extent_mm()
+    cells = np.array(CELLS)
+    size = (high - low) / cells
+    inside = np.all((positions >= low) & (positions <= high), axis=1)
+    index = np.clip(((positions - low) / size).astype(int), 0, cells - 1)
+    flat = np.ravel_multi_index(tuple(index.T), CELLS)[inside]
+    total = np.zeros((int(cells.prod()), vectors.shape[1]))
+    np.add.at(total, flat, vectors[inside])
+    count = np.bincount(flat, minlength=len(total))[:, None]
+    centre = (np.indices(CELLS).reshape(3, -1).T + 0.5 - cells / 2) * size / 100
+    place = np.concatenate([centre, np.broadcast_to(size / 100, centre.shape)], axis=1)
+    return np.concatenate([total / np.maximum(count, 1), place], axis=1).astype(np.float32)
+
+
+def instance_features(features: Features, instances: Instances, shown: list[Instance], grid: Grid) -> np.ndarray:
+    """(len(shown), channels): mean of the features that lie inside each instance; the nearest one where none does."""
+    vectors, positions = features.vectors[INSTANCE_STAGE], features.positions_mm[INSTANCE_STAGE]
+    pooled = np.zeros((len(shown), vectors.shape[1]), dtype=np.float32)
+    if not shown:
+        return pooled
+    index = np.rint(grid.world_to_voxel(positions)).astype(int)
+    valid = np.all((index >= 0) & (index < np.array(grid.shape)), axis=1)
+    owner = np.zeros(len(positions), dtype=np.int64)
+    owner[valid] = instances.map[tuple(index[valid].T)]
+    for row, instance in enumerate(shown):
+        inside = owner == instance.id
+        if not inside.any():
+            inside = np.zeros(len(positions), dtype=bool)
+            inside[np.argmin(np.square(positions - np.array(instance.center_mm)).sum(1))] = True
+        pooled[row] = vectors[inside].mean(axis=0)
+    return pooled
+
+
+def describe(instances: list[Instance], modality: str, grid: Grid) -> np.ndarray:
+    """(K, GEOMETRY) float32: the `geometry_of` rows of a scan's instances; ranks are among instances of one class."""
+    count: dict[str, int] = {}
+    for instance in instances:
+        count[instance.label] = count.get(instance.label, 0) + 1
+    order: dict[str, int] = {}
+    rows = np.zeros((len(instances), GEOMETRY), dtype=np.float32)
+    by_size = sorted(range(len(instances)), key=lambda n: -instances[n].volume_ml)
+    low, high = grid.extent_mm()
+    for place, n in enumerate(by_size):
+        instance = instances[n]
+        rank = order.setdefault(instance.label, 0) + 1
+        order[instance.label] = rank
+        rows[n] = geometry_of(
+            instance, rank, count[instance.label], place, len(instances), modality == "CT", (low + high) / 2
+        )
+    return rows
+
+
+def geometry_of(
+    instance: Instance, rank: int, same: int, place: int, total: int, ct: bool, centre_mm: np.ndarray
+) -> np.ndarray:
+    """(GEOMETRY,) float32, each entry of order one.
+
+    0-2 centroid from the scan's centre and 3-5 box size, 100 mm; 6-8 log volume, long and short axis; 9-10 HU mean and
+    spread / 200 (0 without HU); 11-13 left, right, midline; 14-17 first, second, third, last of its class by volume;
+    18 log of how many there are; 19 is a lesion; 20-21 largest and smallest of all; 22 probability; 23 is CT.
+    """
+    row = np.zeros(GEOMETRY, dtype=np.float32)
+    row[0:3] = (np.array(instance.center_mm) - centre_mm) / 100
+    row[3:6] = np.array(instance.box.size_mm) / 100
+    row[6:9] = np.log1p([instance.volume_ml, instance.long_axis_mm, instance.short_axis_mm]) / 5
+    if ct and instance.intensity_mean is not None:
+        row[9:11] = np.clip([instance.intensity_mean / 200, (instance.intensity_std or 0.0) / 200], -5, 5)
+    row[11 + ("left", "right", "midline").index(instance.side)] = 1
+    row[14:18] = rank == 1, rank == 2, rank == 3, rank == same
+    row[18] = np.log(same)
+    row[19] = is_lesion(instance.label)
+    row[20:22] = place == 0, place == total - 1
+    row[22] = instance.probability if instance.probability is not None else 1.0
+    row[23] = ct
+    return row
+
+
+def scan_facts(modality: str, grid: Grid) -> np.ndarray:
+    """(FACTS,) float32: CT or not, MR or not, log spacing (3), field of view in 300 mm (3), along right, anterior, up."""
+    low, high = grid.extent_mm()
+    axes = np.abs(grid.affine[:3, :3]).argmax(axis=0)
+    spacing = np.empty(3)
+    spacing[axes] = grid.spacing_mm
+    values = [modality == "CT", modality == "MR", *np.log(spacing), *(high - low) / 300]
+    return np.array(values, dtype=np.float32)

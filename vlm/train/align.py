@@ -1,0 +1,16 @@
+"""Alignment: projector and heads learn to speak the language model's tongue; the language model stays as it is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vlm.llm import load_llm
+from vlm.model import VisionLanguageModel, VlmConfig
+from vlm.train.loop import StageConfig, run_stage
+
+
+def train_alignment(config: StageConfig, resume: bool = False, **hooks: Any) -> Any:
+    """Train and save to `config.output`/model; returns that folder. hooks: report and progress, see run_stage."""
+    llm, tokenizer = load_llm(config.llm)
+    settings = VlmConfig(llm=config.llm, segmentation=config.segmentation, lora_rank=config.lora_rank)
+    return run_stage(config, VisionLanguageModel(settings, llm, tokenizer), resume, **hooks)

@@ -1,0 +1,183 @@
+"""What the language model learns from: scenes of real training cases, invented scenes, and questions about both.
+
+A real scene holds the instances of the reference mask with the encoder's features. An invented one borrows a real scan's
+visual tokens and fills it with instances drawn from many scans, renamed, resized and moved, so that counts, ranks, sides
+and names vary as they do not in data with one tumour a patient. Its answers stay true of its own instances.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from random import Random
+
+import numpy as np
+
+from seg_backbone.boxes import Box
+from seg_backbone.cases import CaseFiles, DatasetEntry, list_cases, read_split, split_cases
+from seg_backbone.io import read_mask, read_volume
+from seg_backbone.labels import LESIONS, WORDS
+from seg_backbone.lesions import Instance, find_instances
+from seg_backbone.predict import Segmenter
+from seg_backbone.volume import Volume
+from vlm.data.questions import fat_percent, questions_of_case
+from vlm.data.wordings import Wordings
+from vlm.scene import INSTANCE_STAGE, VISUAL_STAGE, Scene, build_scene, describe, scan_facts
+from vlm.schema import Question
+
+
+@dataclass(frozen=True, eq=False)
+class Example:
+    """A scene and where its questions come from. fat: per cent of the body that is fat, None where unknown."""
+
+    scene: Scene
+    files: CaseFiles
+    volume: Volume
+    absent: tuple[str, ...]
+    fat: float | None
+
+
+def load_examples(
+    data: Path,
+    datasets: Sequence[DatasetEntry],
+    split: Path,
+    part: str,
+    segmenter: Segmenter,
+    cache: Path,
+    most: int,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> list[Example]:
+    """Scenes of the cases of a part, at most `most` a dataset, spread evenly. Features are cached by scan and weights."""
+    cache.mkdir(parents=True, exist_ok=True)
+    table = read_split(split)
+    jobs = []
+    for entry in datasets:
+        files = split_cases(list_cases(data, entry.name), table, part)
+        keep = np.linspace(0, len(files) - 1, min(most, len(files))).round().astype(int)
+        jobs += [(files[n], entry) for n in keep]
+    fats: dict[str, float | None] = {}
+    examples = []
+    for number, (files, entry) in enumerate(jobs):
+        examples.append(_load(files, entry, segmenter, cache, fats))
+        if progress:
+            progress("encoding scans", number + 1, len(jobs))
+    # an MR has no Hounsfield units: its share of fat is that of the same patient's CT, where there is one
+    return [replace(e, fat=fats.get(e.files.patient)) if e.volume.modality == "MR" else e for e in examples]
+
+
+def questions_about(example: Example, wordings: Wordings, random: Random, count: int, part: str) -> list[Question]:
+    """`count` questions at most, of every fact in turn, freshly worded."""
+    return questions_of_case(
+        example.files,
+        example.scene.instances,
+        example.volume,
+        wordings,
+        part,
+        random,
+        per_case=count,
+        absent=example.absent,
+        include_open=True,
+    )
+
+
+def invent(pool: Sequence[Example], names: Sequence[str], random: Random) -> Example:
+    """An invented scene. pool: real examples to borrow from; names: classes outside the vocabulary to rename to."""
+    base = random.choice(pool)
+    foreign = [name.replace(" ", "_") for name in names]
+    known = [name for name in WORDS if name not in LESIONS]
+    lesion = LESIONS[0]
+    organs = random.sample(known if random.random() < 0.5 else foreign, random.randint(0, 6))
+    if random.random() < 0.3:
+        organs = sorted({*organs, "parotid_left", "parotid_right"})
+    missing = random.sample([n for n in (*known, *foreign) if n not in organs], 3)
+    counts = {lesion: random.choice((0, 0, 1, 1, 2, 3, 4, 6))} | dict.fromkeys(organs, 1)
+    donors = [(e, n) for e in pool for n in range(len(e.scene.instances))]
+    low, high = base.scene.grid.extent_mm()
+    made: list[tuple[Instance, np.ndarray]] = []
+    for label, number in counts.items():
+        drawn = []
+        for _ in range(number):
+            donor, row = random.choice(donors)
+            centre = [random.uniform(a, b) for a, b in zip(low, high, strict=True)]
+            moved = _moved(donor.scene.instances[row], label, centre, float((low + high)[0] / 2), random)
+            drawn.append((moved, donor.scene.pooled[row]))
+        drawn.sort(key=lambda item: -item[0].volume_ml)
+        made += [(replace(i, rank=rank), pooled) for rank, (i, pooled) in enumerate(drawn, start=1)]
+    instances = [replace(instance, id=number) for number, (instance, _) in enumerate(made, start=1)]
+    channels = base.scene.pooled.shape[1]
+    pooled = np.stack([p for _, p in made]) if made else np.zeros((0, channels), dtype=np.float32)
+    labels = {name: number for number, name in enumerate(counts, start=1)}
+    scene = replace(
+        base.scene,
+        instances=instances,
+        classes=tuple(counts),
+        pooled=pooled,
+        geometry=describe(instances, base.scene.modality, base.scene.grid),
+    )
+    files = replace(base.files, annotated=tuple(counts), labels=labels, mask=base.files.image)
+    return Example(scene, files, base.volume, tuple(missing), base.fat)
+
+
+def _load(
+    files: CaseFiles, entry: DatasetEntry, segmenter: Segmenter, cache: Path, fats: dict[str, float | None]
+) -> Example:
+    volume = read_volume(files.image, files.modality)
+    key = hashlib.sha256(files.image.read_bytes() + segmenter.version.encode()).hexdigest()[:20]
+    store = cache / f"{key}.npz"
+    mask = read_mask(files.mask, files.labels) if files.mask else None
+    instances = find_instances(mask, volume) if mask else None
+    if volume.modality == "CT":
+        fats[files.patient] = fat_percent(volume)
+    shown = [i for i in instances or [] if i.label in files.annotated]
+    if not store.is_file():
+        features = segmenter(volume, fast=True, keep_stages=(VISUAL_STAGE, INSTANCE_STAGE)).features
+        assert instances is not None, "training cases have masks"
+        scene = build_scene(files.case, volume.modality, volume.grid, instances, files.annotated, (), features)
+        temporary = store.with_suffix(".part.npz")
+        rows = [n for n, i in enumerate(scene.instances) if i.label in files.annotated]
+        np.savez(temporary, visual=scene.visual, pooled=scene.pooled[rows])
+        temporary.replace(store)
+    saved = np.load(store)
+    scene = Scene(
+        files.case,
+        volume.modality,
+        volume.grid,
+        shown,
+        files.annotated,
+        (),
+        saved["visual"],
+        saved["pooled"],
+        describe(shown, volume.modality, volume.grid),
+        scan_facts(volume.modality, volume.grid),
+    )
+    light = Volume(volume.array[:2, :2, :2], replace(volume.grid, shape=(2, 2, 2)), volume.modality, volume.source)
+    return Example(scene, files, light, entry.absent, fats.get(files.patient))
+
+
+def _moved(donor: Instance, label: str, centre: list[float], middle_x: float, random: Random) -> Instance:
+    """A copy of an instance under another name and place, every length scaled by one factor."""
+    scale = float(np.exp(random.uniform(-1.0, 0.6)))
+    half = [size * scale / 2 for size in donor.box.size_mm]
+    x, y, z = centre
+    low = (x - half[0], y - half[1], z - half[2])
+    high = (x + half[0], y + half[1], z + half[2])
+    named = label.rpartition("_")[2]
+    away = x - middle_x
+    side = named if named in ("left", "right") else "midline" if abs(away) <= 5 else "right" if away > 0 else "left"
+    shift = random.uniform(-60, 60)
+    return replace(
+        donor,
+        label=label,
+        volume_ml=donor.volume_ml * scale**3,
+        long_axis_mm=donor.long_axis_mm * scale,
+        short_axis_mm=donor.short_axis_mm * scale,
+        diameter_3d_mm=donor.diameter_3d_mm * scale,
+        craniocaudal_mm=donor.craniocaudal_mm * scale,
+        center_mm=(x, y, z),
+        box=Box(low, high),
+        side=side,
+        intensity_mean=None if donor.intensity_mean is None else donor.intensity_mean + shift,
+        probability=random.uniform(0.6, 1.0),
+    )
