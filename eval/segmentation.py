@@ -25,26 +25,9 @@ from eval.tables import Table, with_interval
 from seg_backbone.errors import ConfigError, GridError, InputError, LabelError
 from seg_backbone.geometry import Grid
 from seg_backbone.io.nifti import SUFFIXES, read_mask
-from seg_backbone.labels import LESIONS, canonical, read_labels
+from seg_backbone.labels import FLARE23_LABELS, FLARE24_LABELS, LESIONS, canonical, read_labels
 from seg_backbone.volume import Mask, require_same_grid
 
-FLARE23_LABELS = {
-    "liver": 1,
-    "kidney_right": 2,
-    "spleen": 3,
-    "pancreas": 4,
-    "aorta": 5,
-    "inferior_vena_cava": 6,
-    "adrenal_gland_right": 7,
-    "adrenal_gland_left": 8,
-    "gallbladder": 9,
-    "esophagus": 10,
-    "stomach": 11,
-    "duodenum": 12,
-    "kidney_left": 13,
-    "tumour": 14,
-}
-FLARE24_LABELS = {"tumour": 1}
 # NSD tolerances in mm of the FLARE challenges; any other class has DEFAULT_TOLERANCE_MM.
 TOLERANCES_MM = {
     "liver": 5.0,

@@ -8,9 +8,16 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from seg_backbone.errors import LabelError
+import numpy as np
+
+from seg_backbone.errors import ConfigError, LabelError
+
+if TYPE_CHECKING:
+    from seg_backbone.volume import Mask
 
 # Words for each class as radiologists write them; the first is the display name.
 WORDS: dict[str, tuple[str, ...]] = {
@@ -37,6 +44,25 @@ OTHER_ANATOMY: tuple[str, ...] = (
     "sacrum", "vertebra", "vertebrae", "intervertebral disc", "muscle", "gluteus maximus", "iliopsoas", "lymph node",
     "necrosis", "oedema", "edema", "cyst", "nodule", "metastasis", "fracture", "haemorrhage", "hemorrhage",
 )  # fmt: skip
+# Ids that a challenge's scorer expects. Every lesion class stands under "tumour".
+FLARE23_LABELS = {
+    "liver": 1,
+    "kidney_right": 2,
+    "spleen": 3,
+    "pancreas": 4,
+    "aorta": 5,
+    "inferior_vena_cava": 6,
+    "adrenal_gland_right": 7,
+    "adrenal_gland_left": 8,
+    "gallbladder": 9,
+    "esophagus": 10,
+    "stomach": 11,
+    "duodenum": 12,
+    "kidney_left": 13,
+    "tumour": 14,
+}
+FLARE24_LABELS = {"tumour": 1}
+SCHEMES = {"flare23": FLARE23_LABELS, "flare24": FLARE24_LABELS}
 MIRRORED = {"parotid_right": "parotid_left", "parotid_left": "parotid_right"}
 
 
@@ -81,3 +107,23 @@ def read_labels(path: str | Path) -> dict[str, int]:
     if twice := [name for name, value in pairs if value not in (0, labels.get(name))]:
         raise LabelError(path, "one id a class", f"several for {twice[0]}", "rename or merge the classes")
     return labels
+
+
+def to_scheme(mask: Mask, scheme: str) -> tuple[Mask, list[str]]:
+    """The mask under the ids of a scheme, and the classes that the scheme has no id for (background there).
+
+    scheme: "native" (the mask as it is) or one of SCHEMES. Every lesion class takes the scheme's id of "tumour". The
+    labels of the result are the classes that both sides have: what the model was never asked for is not in them.
+    Raises ConfigError for an unknown scheme.
+    """
+    if scheme == "native":
+        return mask, []
+    if scheme not in SCHEMES:
+        raise ConfigError("labels", f"native or one of {sorted(SCHEMES)}", repr(scheme), "choose one of them")
+    names = {name: "tumour" if name in LESIONS else name for name in mask.labels}
+    table = np.zeros(max(mask.labels.values(), default=0) + 1, dtype=np.uint8)
+    labels = {}
+    for name, known in names.items():
+        if known in SCHEMES[scheme]:
+            table[mask.labels[name]] = labels[known] = SCHEMES[scheme][known]
+    return replace(mask, array=table[mask.array], labels=labels), [n for n in names if names[n] not in labels]

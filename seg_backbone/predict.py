@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from seg_backbone.checkpoint import load_model
-from seg_backbone.errors import ScanError
+from seg_backbone.errors import ConfigError, ScanError
 from seg_backbone.geometry import Grid, from_canonical, to_canonical
 from seg_backbone.io import read_volume
 from seg_backbone.lesions import Instances, find_instances
@@ -66,8 +66,10 @@ class Segmenter:
     def load(name: str | Path = "default", device: str = "auto") -> Segmenter:
         """Load a model that ships by name, or a model folder. device: "auto", "cpu" or "cuda".
 
-        Raises CheckpointError for a folder that is no model.
+        Raises CheckpointError for a folder that is no model, ConfigError for "cuda" on a machine without it.
         """
+        if device.startswith("cuda") and not torch.cuda.is_available():
+            raise ConfigError("device", "a CUDA device that torch can use", "none", "pass cpu or auto")
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         return Segmenter(*load_model(name), device=device)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from pathlib import Path
 
 import nibabel as nib
@@ -11,6 +9,7 @@ import numpy as np
 
 from seg_backbone.errors import LabelError, ScanError
 from seg_backbone.geometry import Grid
+from seg_backbone.io.atomic import replacing
 from seg_backbone.volume import MODALITIES, Mask, Volume, guess_modality
 
 SUFFIXES = (".nii.gz", ".nii")
@@ -71,16 +70,8 @@ def write_volume(volume: Volume, path: str | Path) -> Path:
 
 
 def _save(image: nib.Nifti1Image, path: Path) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    suffix = ".nii.gz" if path.name.endswith(".gz") else ".nii"
-    handle, temporary = tempfile.mkstemp(suffix=suffix, prefix=".", dir=path.parent)
-    os.close(handle)
-    try:
+    with replacing(path) as temporary:
         nib.save(image, temporary)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
     return path
 
 
@@ -105,7 +96,7 @@ def _read_3d(path: str | Path) -> tuple[np.ndarray, Grid]:
     return array, Grid(shape, image.affine)
 
 
-def _open(path: str | Path) -> nib.Nifti1Image:
+def _open(path: str | Path) -> nib.Nifti1Pair:
     path = Path(path)
     if not path.exists():
         raise ScanError(path, "a NIfTI file", "no such file", "check the path")

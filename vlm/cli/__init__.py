@@ -1,0 +1,67 @@
+"""The command `vlm`: one small file a verb, loaded when it is named, so that starting costs nothing.
+
+A user's mistake is one line on stderr and exit code 2; a case that failed among others is exit code 1.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+from typer.main import get_group
+
+from seg_backbone.errors import InputError
+
+VERBS = {
+    "segment": "vlm.cli.segment:segment",
+    "ask": "vlm.cli.ask:ask",
+    "chat": "vlm.cli.chat:chat",
+    "batch": "vlm.cli.batch:batch",
+    "info": "vlm.cli.info:info",
+    "evaluate": "vlm.cli.evaluate:app",
+    "train": "vlm.cli.train:app",
+    "data": "vlm.cli.data:app",
+    "model": "vlm.cli.model:app",
+}
+
+
+class Verbs(TyperGroup):
+    """The verbs above, each a function or a Typer app of its own."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Names in the order of the help."""
+        return list(VERBS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """The verb, imported; None for an unknown name."""
+        if cmd_name not in VERBS:
+            return None
+        module, attribute = VERBS[cmd_name].split(":")
+        found = getattr(import_module(module), attribute)
+        holder = typer.Typer(rich_markup_mode=None)
+        if isinstance(found, typer.Typer):
+            holder.add_typer(found, name=cmd_name)
+        else:
+            holder.command(cmd_name)(found)
+        return get_group(holder).commands[cmd_name]
+
+
+# plain help and plain tracebacks: rich alone would take longer to import than the help takes to print
+app = typer.Typer(cls=Verbs, rich_markup_mode=None, pretty_exceptions_enable=False, no_args_is_help=True)
+
+
+@app.callback()
+def vlm() -> None:
+    """Segment 3D CT and MR scans and answer questions about them, with the evidence."""
+
+
+def main() -> None:
+    """Run the command line and leave with its exit code."""
+    try:
+        app(prog_name="vlm")
+    except InputError as error:
+        print(f"error: {' '.join(str(error).splitlines())}", file=sys.stderr)
+        sys.exit(2)

@@ -45,6 +45,7 @@ def questions(
 
     from seg_backbone.cases import read_split
     from seg_backbone.errors import ConfigError
+    from seg_backbone.io import replacing
     from vlm.data.questions import generate
 
     folders = [folder.resolve() for folder in folders]
@@ -52,7 +53,7 @@ def questions(
         raise ConfigError("DATASET", "datasets of one parent folder", "several parents", "run once for each")
     source = config or (CONFIG if CONFIG.is_file() else None)
     counts: Counter[str] = Counter()
-    with _bar("asking") as progress, _replacing(out) as temporary, temporary.open("w", encoding="utf-8") as lines:
+    with _bar("asking") as progress, replacing(out) as temporary, temporary.open("w", encoding="utf-8") as lines:
         for question in generate(
             folders[0].parent,
             list(dict.fromkeys(folder.name for folder in folders)),
@@ -120,17 +121,3 @@ def _bar(what: str) -> Iterator[Callable[[int, int, str], None]]:
     with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
         task = bar.add_task(what, total=None)
         yield lambda done, total, case: bar.update(task, completed=done, total=total, description=f"{what} {case}")
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` that takes its place when all went well and is removed otherwise."""
-    import os
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -1,0 +1,45 @@
+"""Fixtures of the vision-language tests."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from phantoms import LABELS, phantom, phantom_scene, tiny_llm, tiny_models
+
+from seg_backbone.io import write_mask, write_volume
+from vlm.infer.engine import Engine
+from vlm.scene import Scene
+
+
+@pytest.fixture(scope="session")
+def llm_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny language model saved as a Hugging Face folder."""
+    folder = tmp_path_factory.mktemp("llm")
+    model, tokenizer = tiny_llm()
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def scene() -> Scene:
+    return phantom_scene(*phantom())
+
+
+@pytest.fixture(scope="session")
+def engine(llm_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Engine:
+    """An engine with untrained models: its answers are arbitrary, its mechanics are not."""
+    return Engine.load(tiny_models(tmp_path_factory.mktemp("models"), llm_folder), device="cpu")
+
+
+@pytest.fixture(scope="session")
+def phantom_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with scan_0000.nii.gz, masks/scan.nii.gz and labels.json of the phantom."""
+    folder = tmp_path_factory.mktemp("phantom")
+    volume, mask = phantom()
+    write_volume(volume, folder / "scan_0000.nii.gz")
+    write_mask(mask, folder / "masks" / "scan.nii.gz")
+    (folder / "labels.json").write_text(json.dumps(LABELS))
+    return folder

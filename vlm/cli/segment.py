@@ -1,0 +1,127 @@
+"""`vlm segment PATH... -o OUT`: masks of scans, each on its scan's own grid."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+if TYPE_CHECKING:
+    from seg_backbone.lesions import Instance
+
+
+def segment(
+    paths: Annotated[list[Path], typer.Argument(metavar="PATH", help="NIfTI files, or folders of them.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder for CASE.nii.gz and labels.json.")],
+    model: Annotated[str, typer.Option(help="A model that ships, or a model folder.")] = "default",
+    fast: Annotated[bool, typer.Option("--fast/--accurate", help="Fewer overlapping windows.")] = False,
+    labels: Annotated[
+        Literal["native", "flare23", "flare24"], typer.Option(help="Whose ids the masks use.")
+    ] = "native",
+    device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where the network runs.")] = "auto",
+    modality: Annotated[Literal["CT", "MR"] | None, typer.Option(help="Of every scan; guessed without it.")] = None,
+    statistics: Annotated[bool, typer.Option("--statistics", help="Also OUT/statistics.csv.")] = False,
+    preview: Annotated[bool, typer.Option("--preview", help="Also OUT/CASE.png, a look at three planes.")] = False,
+    report: Annotated[Path | None, typer.Option(help="JSON to write, one object a scan.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report.")] = False,
+) -> None:
+    """Segment scans and measure what is found. CASE_0000.nii.gz becomes OUT/CASE.nii.gz."""
+    import json
+
+    scans = collect(paths, out)
+
+    from torch import OutOfMemoryError
+
+    from seg_backbone.errors import InputError
+    from seg_backbone.io import read_volume, replacing, write_mask
+    from seg_backbone.labels import to_scheme
+    from seg_backbone.predict import Segmenter
+    from seg_backbone.table import write_statistics
+    from vlm.cli.progress import stages
+
+    segmenter = Segmenter.load(model, device)
+    entries: list[dict[str, Any]] = []
+    found: list[tuple[str, Instance]] = []
+    names: dict[str, int] = {}
+    failures: list[Exception] = []
+    with stages() as progress:
+        for case, scan in scans.items():
+            progress("scans", len(entries), len(scans))
+            try:
+                volume = read_volume(scan, modality)
+                result = segmenter(volume, fast=fast, progress=lambda done, total: progress("windows", done, total))
+                mask, dropped = to_scheme(result.mask, labels)
+                written = write_mask(mask, out / f"{case}.nii.gz")
+                if preview:
+                    from seg_backbone.preview import write_preview
+
+                    write_preview(volume, result.mask, result.instances, out / f"{case}.png")
+            except (InputError, OSError, MemoryError, OutOfMemoryError) as error:
+                line = " ".join(f"{error}".splitlines()) or type(error).__name__
+                print(f"error: {line}", file=sys.stderr)
+                failures.append(error)
+                entries.append({"case": case, "source": str(scan), "error": line})
+                continue
+            found += [(case, instance) for instance in result.instances]
+            names = mask.labels
+            written_as = {"output": str(written), "labels": mask.labels, "dropped_classes": dropped}
+            entries.append({"case": case, "error": None, **written_as, **result.report})
+            if set(result.report["not_trained_for"]) == set(result.report["classes"]):
+                note = f"{result.report['model']} was not trained on {volume.modality}; its mask is empty"
+                print(f"note: {scan}: {note}", file=sys.stderr)
+        progress("scans", len(scans), len(scans))
+    text = json.dumps(entries, indent=2) + "\n"
+    if len(failures) < len(scans):
+        with replacing(out / "labels.json") as temporary:
+            temporary.write_text(json.dumps(names, indent=2) + "\n", encoding="utf-8")
+        if statistics:
+            write_statistics(found, out / "statistics.csv")
+    if report:
+        with replacing(report) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    if as_json:
+        print(text, end="")
+    elif sys.stdout.isatty():
+        print(f"{len(scans) - len(failures)} of {len(scans)} scans segmented, {len(found)} instances: {out}")
+    if failures:
+        users = len(failures) == len(scans) and all(isinstance(error, InputError) for error in failures)
+        raise typer.Exit(2 if users else 1)
+
+
+def collect(paths: list[Path], out: Path) -> dict[str, Path]:
+    """Case name -> scan, in the order given, folders by name; a folder's other files are named on stderr.
+
+    Raises ScanError for a folder without scans, ConfigError where two scans share a case name or an output would
+    overwrite a scan.
+    """
+    from seg_backbone.errors import ConfigError, ScanError
+    from seg_backbone.io import SUFFIXES
+
+    files: list[Path] = []
+    for path in paths:
+        if not path.is_dir():
+            files.append(path)
+            continue
+        inside = sorted(item for item in path.iterdir() if not item.name.startswith("."))
+        scans = [item for item in inside if item.name.endswith(SUFFIXES) and not item.is_dir()]
+        if not scans:
+            raise ScanError(path, f"a folder with scans ({', '.join(SUFFIXES)})", "none", "check the path")
+        if others := [item.name for item in inside if item not in scans]:
+            print(f"note: {path}: not NIfTI files, left out: {', '.join(others)}", file=sys.stderr)
+        files += scans
+    cases: dict[str, Path] = {}
+    for scan in dict.fromkeys(files):
+        name = scan.name
+        for suffix in SUFFIXES:
+            name = name.removesuffix(suffix)
+        case = name.removesuffix("_0000")
+        if case in cases:
+            raise ConfigError(scan, "case names that differ", f"{case!r} again, as {cases[case]}", "run them apart")
+        cases[case] = scan
+    written = {(out / f"{case}.nii.gz").resolve() for case in cases}
+    for scan in cases.values():
+        if scan.resolve() in written:
+            raise ConfigError(out, "an output folder beside the scans", f"{scan.name} in it", "choose another -o")
+    return cases

@@ -1,0 +1,51 @@
+"""How answers look on the terminal and on disk."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+if TYPE_CHECKING:
+    from vlm.infer.engine import Scan
+    from vlm.schema import Answer
+
+
+def print_answer(answer: Answer, as_json: bool = False) -> None:
+    """The sentence, then one line an evidence; or the JSON object."""
+    if as_json:
+        typer.echo(json.dumps(answer.to_json()))
+        return
+    typer.echo(answer.text)
+    for line in evidence_lines(answer):
+        typer.echo(f"  {line}")
+
+
+def evidence_lines(answer: Answer) -> list[str]:
+    """One line an instance, in millimetres, and the confidence."""
+    lines = []
+    for item in answer.evidence:
+        centre = ", ".join(f"{c:.0f}" for c in item["center_mm"])
+        lines.append(
+            f"#{item['instance']} {item['label']}: {item['volume_ml']:.1f} ml, "
+            f"{item['long_axis_mm']:.1f} x {item['short_axis_mm']:.1f} mm, "
+            f"centre ({centre}) mm, axial slice {item['slice']['index']}"
+        )
+    if not answer.abstained:
+        lines.append(f"confidence {answer.confidence:.2f} ({answer.type})")
+    return lines
+
+
+def save_answer(scan: Scan, answer: Answer, folder: Path) -> None:
+    """answer.json, mask.nii.gz with labels.json, overlay.png."""
+    from seg_backbone.io import write_mask
+    from seg_backbone.preview import write_preview
+
+    folder.mkdir(parents=True, exist_ok=True)
+    mask = scan.segmentation.mask
+    write_mask(mask, folder / "mask.nii.gz")
+    (folder / "labels.json").write_text(json.dumps(mask.labels, indent=1) + "\n")
+    write_preview(scan.volume, mask, scan.segmentation.instances, folder / "overlay.png")
+    (folder / "answer.json").write_text(json.dumps(answer.to_json(), indent=1) + "\n")

@@ -1,0 +1,70 @@
+"""`vlm train segmentation|alignment|instruction --config FILE`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(help="Train a stage; each goes on where it was interrupted with --resume.", no_args_is_help=True)
+Config = Annotated[Path, typer.Option("--config", help="YAML, see configs/")]
+Resume = Annotated[bool, typer.Option("--resume", help="go on from the last checkpoint")]
+Data = Annotated[Path | None, typer.Option("--data", help="folder of nnU-Net raw datasets, instead of the file's")]
+Output = Annotated[Path | None, typer.Option("-o", "--output", help="run folder, instead of the file's")]
+Steps = Annotated[int | None, typer.Option("--steps", min=1, help="steps, instead of the file's")]
+
+
+@app.command()
+def segmentation(
+    config: Config, resume: Resume = False, data: Data = None, output: Output = None, steps: Steps = None
+) -> None:
+    """Mask network on nnU-Net raw data with per-case partial labels."""
+    from seg_backbone.train import SegmentationConfig, train_segmentation
+
+    settings = SegmentationConfig.read(config, data=data, output=output, steps=steps)
+    _run(train_segmentation, settings, resume)
+
+
+@app.command()
+def alignment(
+    config: Config, resume: Resume = False, data: Data = None, output: Output = None, steps: Steps = None
+) -> None:
+    """Projector and heads, language model frozen."""
+    from vlm.train.align import train_alignment
+    from vlm.train.loop import StageConfig
+
+    settings = StageConfig.read(config, "alignment", data=data, output=output, steps=steps)
+    _run(train_alignment, settings, resume)
+
+
+@app.command()
+def instruction(
+    config: Config,
+    resume: Resume = False,
+    data: Data = None,
+    output: Output = None,
+    steps: Steps = None,
+    start: Annotated[Path | None, typer.Option(help="aligned weights, instead of the file's")] = None,
+) -> None:
+    """LoRA, projector and heads."""
+    from vlm.train.instruct import train_instruction
+    from vlm.train.loop import StageConfig
+
+    settings = StageConfig.read(config, "instruction", data=data, output=output, steps=steps, start=start)
+    _run(train_instruction, settings, resume)
+
+
+def _run(train: Any, settings: Any, resume: bool) -> None:
+    import json
+    import sys
+
+    from vlm.cli.progress import stages
+
+    def report(row: dict[str, Any]) -> None:
+        if not sys.stderr.isatty():
+            typer.echo(json.dumps(row), err=True)
+
+    with stages() as progress:
+        folder = train(settings, resume=resume, report=report, progress=progress)
+    typer.echo(folder)

@@ -1,0 +1,107 @@
+"""Questions in, answers out, one JSON object a line, each written as soon as it is known; a second run goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from seg_backbone.errors import InputError, QuestionError
+from vlm.infer.blind import BlindEngine
+from vlm.infer.engine import Engine
+from vlm.schema import Answer, Question, read_questions
+
+
+@dataclass(frozen=True)
+class BatchResult:
+    """How many questions were answered now, were answered before, and failed now."""
+
+    answered: int
+    kept: int
+    unscored: int
+
+
+def run_batch(
+    engine: Engine | BlindEngine,
+    questions: Path,
+    answers: Path,
+    scans: Path | None = None,
+    masks: Path | None = None,
+    labels: dict[str, int] | None = None,
+    limit: int | None = None,
+    resume: bool = True,
+    fast: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> BatchResult:
+    """Answer the questions of a JSONL file, scan by scan, each scan opened once.
+
+    scans: folder that `image` is relative to (default: the question file's). masks: folder of CASE.nii.gz to answer from
+    instead of predicted masks, labels: their class name -> id. A question that fails is written with `unscored` set and
+    tried again by the next run; answered ones are kept. Raises QuestionError for a question file that does not fit.
+    """
+    todo = list(read_questions(questions))[:limit]
+    done = _finished(answers) if resume else {}
+    kept = [q for q in todo if q.id in done]
+    groups: dict[str, list[Question]] = {}
+    for question in todo:
+        if question.id not in done:
+            groups.setdefault(question.image, []).append(question)
+    _rewrite(answers, list(done.values()))
+    root = scans or questions.parent
+    count = failed = 0
+    with answers.open("a", encoding="utf-8") as out:
+        for image, asked in groups.items():
+            scan: Any = None
+            fault = None
+            if isinstance(engine, Engine):
+                try:
+                    mask = masks / f"{_case(image)}.nii.gz" if masks else None
+                    scan = engine.open(root / image, mask, labels, fast=fast)
+                except InputError as error:
+                    fault = str(error)
+            for question in asked:
+                if fault is None:
+                    answer = engine.ask(scan, question) if isinstance(engine, Engine) else engine.ask(question)
+                else:
+                    answer = Answer(question.id, question.type or "open", "", unscored=fault)
+                    failed += 1
+                out.write(json.dumps(answer.to_json()) + "\n")
+                out.flush()
+                count += 1
+                if progress:
+                    progress(len(kept) + count, len(todo))
+    return BatchResult(count - failed, len(kept), failed)
+
+
+def _case(image: str) -> str:
+    name = Path(image).name.removesuffix(".gz").removesuffix(".nii")
+    return name.removesuffix("_0000")
+
+
+def _finished(path: Path) -> dict[str, dict[str, Any]]:
+    """Answers already there, by id, without the unscored; a torn last line (a killed run) is dropped."""
+    if not path.is_file():
+        return {}
+    found = {}
+    lines = path.read_text(encoding="utf-8").splitlines()
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+            if not row.get("unscored"):
+                found[row["id"]] = row
+        except (ValueError, KeyError, TypeError, AttributeError):
+            if number < len(lines):
+                todo = "name another file, or pass --no-resume to start over"
+                raise QuestionError(f"{path}:{number}", "an answer as JSON", "something else", todo) from None
+    return found
+
+
+def _rewrite(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Leave just these rows in the file, atomically."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.part")
+    temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    os.replace(temporary, path)

@@ -1,0 +1,143 @@
+"""Engine: load once, open a scan once, answer any number of questions about it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from seg_backbone.errors import CheckpointError
+from seg_backbone.io import read_mask
+from seg_backbone.lesions import find_instances
+from seg_backbone.predict import Segmentation, Segmenter, as_volume
+from seg_backbone.volume import Volume, require_same_grid
+from vlm.data.threshold import parse_threshold
+from vlm.facts import FACTS
+from vlm.grounding import mentions_in
+from vlm.heads import decode
+from vlm.heads.reading import Reading
+from vlm.heads.regression import TARGETS
+from vlm.infer.scope import refusal
+from vlm.model import CONFIG, Opened, VisionLanguageModel, route
+from vlm.scene import INSTANCE_STAGE, VISUAL_STAGE, Scene, build_scene, scene_classes
+from vlm.schema import Answer, Question, check_type
+
+SHIPPED = Path(__file__).parents[1] / "weights"
+
+
+@dataclass(frozen=True, eq=False)
+class Scan:
+    """An opened scan: volume, mask and instances, what the language model was shown, and its cache."""
+
+    volume: Volume
+    segmentation: Segmentation
+    scene: Scene
+    opened: Opened
+    given_mask: bool
+
+
+class Engine:
+    """A vision-language model and the segmentation model it was trained with."""
+
+    def __init__(self, model: VisionLanguageModel, segmenter: Segmenter, version: str) -> None:
+        self.model, self.segmenter, self.version = model, segmenter, version
+
+    @staticmethod
+    def load(name: str | Path = "default", device: str = "auto") -> Engine:
+        """Load a model that ships by name, or a folder that `vlm train instruction` wrote. Raises CheckpointError."""
+        folder = Path(name) if (Path(name) / CONFIG).is_file() else SHIPPED / str(name)
+        if not (folder / CONFIG).is_file():
+            names = sorted(p.parent.name for p in SHIPPED.glob(f"*/{CONFIG}"))
+            raise CheckpointError(name, f"a model folder with {CONFIG}", "none", f"models that ship: {names}")
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        model = VisionLanguageModel.load(folder, device)
+        segmenter = Segmenter.load(model.config.segmentation, device)
+        return Engine(model, segmenter, f"{model.config.name}@{segmenter.version}")
+
+    def open(
+        self,
+        scan: str | Path | Volume | tuple[np.ndarray, np.ndarray],
+        mask: str | Path | None = None,
+        labels: dict[str, int] | None = None,
+        modality: str | None = None,
+        fast: bool = False,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Scan:
+        """Segment and encode a scan once. mask: answer from this label map instead; labels: its class name -> id.
+
+        Raises ScanError, GridError for a mask on another grid, LabelError for ids without a name.
+        """
+        volume = as_volume(scan, modality)
+        given = None
+        if mask is not None:
+            given = read_mask(mask, labels or self.segmenter.plan.labels)
+            require_same_grid(volume, given)
+        stages = (VISUAL_STAGE, INSTANCE_STAGE)
+        # with a given mask the network only serves the visual tokens
+        fast = fast or given is not None
+        segmentation = self.segmenter(volume, fast=fast, keep_stages=stages, progress=progress)
+        instances, names = segmentation.instances, self.segmenter.plan.classes
+        untrained = tuple(self.segmenter.untrained(volume.modality))
+        if given is not None:
+            instances, names, untrained = find_instances(given, volume), tuple(given.labels), ()
+        scene = build_scene(
+            volume.source, volume.modality, volume.grid, instances, names, untrained, segmentation.features
+        )
+        return Scan(volume, segmentation, scene, self.model.open(scene), given is not None)
+
+    def ask(
+        self, scan: Scan, question: str | Question, type: str | None = None, options: tuple[str, ...] = ()
+    ) -> Answer:
+        """One answer with evidence. type: one of vlm.schema.TYPES, or None for the model to decide.
+
+        Raises QuestionError for an unknown type. Everything else that cannot be answered is an abstention.
+        """
+        started = time.perf_counter()
+        if isinstance(question, str):
+            check_type(type, "question")
+            question = Question("question", scan.volume.source, question, type, tuple(options))
+        reading, off_topic = self._read(scan, question)
+        kind = question.type if question.type not in (None, "open") else FACTS[reading.fact].kind
+        reason = refusal(scan.scene, reading.mention, reading.fact, off_topic, scan.given_mask)
+        if reason:
+            parts: dict[str, Any] = {"text": f"I cannot answer: {reason}.", "abstained": True, "reason": reason}
+            parts["confidence"] = off_topic if off_topic >= 0.5 else reading.fact_probability
+        else:
+            parts = decode(reading)
+        seconds = time.perf_counter() - started
+        return Answer(id=question.id, type=str(kind), seconds=seconds, model=self.version, **parts)
+
+    def stream(self, scan: Scan, question: str | Question) -> Iterator[str | Answer]:
+        """The words of the answer's text one by one, then the Answer itself."""
+        answer = self.ask(scan, question)
+        words = answer.text.split(" ")
+        for number, word in enumerate(words):
+            yield word if number == len(words) - 1 else word + " "
+        yield answer
+
+    def _read(self, scan: Scan, question: Question) -> tuple[Reading, float]:
+        scene = scan.scene
+        mention = mentions_in(question.question, question.options, scene_classes(scene))
+        scores = self.model.read(scene, scan.opened, question.question, question.options, mention)
+        fact, probability, off_topic = route(scores.router, question.type)
+        quantiles = self.model.regress(scene).get(fact) if fact in TARGETS else None
+        reading = Reading(
+            question=question,
+            scene=scene,
+            mention=mention,
+            fact=fact,
+            fact_probability=probability,
+            selection=torch.sigmoid(scores.selection).cpu().numpy(),
+            threshold=parse_threshold(question.question),
+            quantiles=quantiles,
+            score_options=lambda options: self.model.option_likelihoods(scores, options),
+        )
+        return reading, off_topic
+
+
