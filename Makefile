@@ -1,7 +1,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check clean
+.PHONY: demo test check weights figures clean
+
+DATA ?= ../shared/data
 
 demo: .venv/.done
 	$(BIN)/python examples/demo.py
@@ -14,6 +16,18 @@ check: .venv/.done
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# The weights that ship, from the data: hours on a CPU; every stage goes on where it was interrupted.
+weights: .venv/.done
+	$(BIN)/vlm train segmentation --config configs/segmentation.yaml --data $(DATA) --resume
+	cp runs/segmentation/model/* seg_backbone/weights/default/
+	$(BIN)/vlm train alignment --config configs/vlm.yaml --data $(DATA) --resume
+	$(BIN)/vlm train instruction --config configs/vlm.yaml --data $(DATA) --resume
+	cp runs/instruction/model/* vlm/weights/default/
+
+# Every figure of the README, from the weights that ship.
+figures: .venv/.done
+	$(BIN)/python benchmarks/validation.py --data $(DATA)
 
 clean:
 	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache demo-output

@@ -1,7 +1,7 @@
 """Scan -> mask -> instances -> measurements. Usable alone; imports nothing else of this project.
 
-    from seg_backbone import read_volume, Segmenter
-    segmentation = Segmenter.load("default")("scan.nii.gz")
+from seg_backbone import read_volume, Segmenter
+segmentation = Segmenter.load("default")("scan.nii.gz")
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ class Augmentation:
     rotate_deg: about each axis; scale: isotropic factor range; mirror: chance of a left-right flip (classes with a
     side are swapped); crop_mm: how far each face of the scan may be cut away, so that a dataset of crops centred on
     the tumour teaches no position; shift_mm: how far the window is moved off the voxel it is centred on;
-    intensity: spread of the random gain and offset; noise: largest standard deviation of added Gaussian noise.
+    intensity: spread of the random gain and offset, and of the bend of MR contrast; noise: largest standard deviation of added Gaussian noise.
     """
 
     rotate_deg: float = 15.0
@@ -108,7 +108,7 @@ def _contrast(
     first = first * gain + offset
     if modality == "MR" and random.random() < 0.5:  # MR contrast is arbitrary: bend it
         unit = ((first + 1) / 2.5).clamp(0, 1)
-        first = unit ** float(np.exp(random.uniform(-0.4, 0.4))) * 2.5 - 1
+        first = unit ** float(np.exp(random.uniform(-2 * spread, 2 * spread))) * 2.5 - 1
     if random.random() < 0.3:
         first = first + torch.from_numpy(random.standard_normal(first.shape, dtype=np.float32)) * random.uniform(
             0, augmentation.noise

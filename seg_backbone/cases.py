@@ -67,16 +67,20 @@ class TrainingCase:
 
 
 def list_cases(root: str | Path, dataset: str) -> list[CaseFiles]:
-    """The cases of ROOT/DATASET in name order. Raises ConfigError where the folder is not nnU-Net raw."""
+    """The cases of ROOT/DATASET in name order. Raises ConfigError where the folder is not nnU-Net raw or the manifest is broken."""
     root = Path(root)
     folder = root / dataset
     if not (folder / "imagesTr").is_dir():
         raise ConfigError(folder, "an nnU-Net raw dataset (imagesTr, labelsTr, dataset.json)", "none", "check --data")
     manifest = {}
     if (root / "manifest.jsonl").is_file():
-        for line in (root / "manifest.jsonl").read_text().splitlines():
-            row = json.loads(line)
-            manifest[row["dataset"], row["case"]] = row
+        for number, line in enumerate((root / "manifest.jsonl").read_text().splitlines(), start=1):
+            try:
+                row = json.loads(line)
+                manifest[row["dataset"], row["case"]] = row
+            except (ValueError, KeyError, TypeError) as error:
+                found = f"{type(error).__name__} in line {number}"
+                raise ConfigError(root / "manifest.jsonl", "JSON with dataset and case", found, "mend it") from None
     labels = read_labels(folder / "dataset.json") if (folder / "dataset.json").is_file() else {}
     cases = []
     for image in sorted((folder / "imagesTr").glob("*_0000.nii.gz")):
@@ -104,6 +108,7 @@ def load_case(files: CaseFiles, entry: DatasetEntry, plan: Plan) -> TrainingCase
         drawn = np.zeros(mask.array.shape, dtype=np.uint8)
         if entry.lesion_free_outside:
             targets = read_mask(files.image.parent.parent / entry.lesion_free_outside / files.mask.name)
+            require_same_grid(volume, targets)
             drawn[targets.array > 0] = maybe_lesion
         for name in files.annotated:
             if name in plan.labels:
@@ -111,7 +116,7 @@ def load_case(files: CaseFiles, entry: DatasetEntry, plan: Plan) -> TrainingCase
         codes = resample_labels(to_canonical(drawn, mask.grid)[0], grid.shape)
     table = np.zeros((count + 1, count), dtype=bool)
     table[range(count), range(count)] = True
-    decided = set(files.annotated) | set(entry.absent)
+    decided = set(files.annotated if files.mask is not None else ()) | set(entry.absent)
     if entry.lesion_free_outside and files.mask is not None:
         decided |= set(LESIONS)
     table[0] |= [name not in decided and name != "" for name in ("", *plan.classes)]
@@ -127,7 +132,7 @@ def read_split(path: str | Path) -> dict[str, list[str]]:
     """Read a split file: {"validation": [patients], ...}. Every patient not listed trains. Raises ConfigError."""
     try:
         return {str(name): list(patients) for name, patients in json.loads(Path(path).read_text())["patients"].items()}
-    except (OSError, ValueError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(path, "a split file with `patients`", str(error), "see configs/split.json") from None
 
 

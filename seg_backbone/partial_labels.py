@@ -20,7 +20,7 @@ def allowed_classes(codes: torch.Tensor, tables: torch.Tensor) -> torch.Tensor:
 
 
 def marginal_loss(
-    logits: torch.Tensor, codes: torch.Tensor, tables: torch.Tensor, foreground_weight: float = 3.0
+    logits: torch.Tensor, codes: torch.Tensor, tables: torch.Tensor, foreground_weight: float = 1.0
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Marginal cross entropy and soft Dice loss, two scalars.
 

@@ -52,7 +52,7 @@ class Plan:
 
     @staticmethod
     def read(path: str | Path) -> Plan:
-        """Read plan.json. Raises CheckpointError where a field is unknown or missing."""
+        """Read plan.json. Raises CheckpointError where a field is unknown, missing or impossible."""
         try:
             data = json.loads(Path(path).read_text())
             for key in ("classes", "spacing_mm", "patch", "single"):
@@ -60,5 +60,7 @@ class Plan:
             data["ct_windows_hu"] = tuple(tuple(window) for window in data["ct_windows_hu"])
             data["trained_on"] = {modality: tuple(names) for modality, names in data["trained_on"].items()}
             return Plan(**data)
-        except (OSError, ValueError, TypeError, KeyError) as error:
-            raise CheckpointError(path, "a plan.json", f"{type(error).__name__}: {error}", "fetch the model again") from None
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, AssertionError) as error:
+            raise CheckpointError(
+                path, "a plan.json", f"{type(error).__name__}: {error}", "fetch the model again"
+            ) from None

@@ -25,7 +25,7 @@ from seg_backbone.plan import Plan
 from seg_backbone.preprocess import preprocess
 from seg_backbone.resample import argmax_slabs
 from seg_backbone.sliding_window import predict_logits
-from seg_backbone.volume import Mask, Volume
+from seg_backbone.volume import MODALITIES, Mask, Volume, guess_modality
 
 FAST_STEP = 0.8  # share of a window between neighbours in fast mode; FLARE's winners use 0.7 to 0.8
 
@@ -152,19 +152,25 @@ def as_volume(scan: str | Path | Volume | tuple[np.ndarray, np.ndarray], modalit
 
 def volume_from_array(array: np.ndarray, affine: np.ndarray, modality: str | None = None) -> Volume:
     """(i, j, k) numbers and a 4x4 affine (RAS mm) as a Volume, checked as a file would be. Raises ScanError."""
-    from seg_backbone.volume import guess_modality
-
-    array = np.asarray(array)
+    array, affine = np.asarray(array), np.asarray(affine)
+    if modality is not None and modality not in MODALITIES:
+        raise ScanError("array", f"a modality among {MODALITIES}", repr(modality), "pass one of them")
+    if array.dtype.kind not in "iufb":
+        raise ScanError("array", "a grey-value image", f"voxels of type {array.dtype}", "give real numbers")
     if array.ndim != 3 or min(array.shape) < 2:
         raise ScanError("array", "a 3D volume", f"shape {array.shape}", "give one channel as a stack of slices")
     if not np.isfinite(array).all() or array.min() == array.max():
         raise ScanError("array", "finite values that differ", "NaN, infinity or one value", "check the input")
-    if np.shape(affine) != (4, 4) or abs(np.linalg.det(np.asarray(affine)[:3, :3])) < 1e-9:
-        raise ScanError("array", "an invertible 4x4 affine", f"shape {np.shape(affine)}", "give voxel -> RAS mm")
+    real = affine.shape == (4, 4) and affine.dtype.kind in "iuf" and bool(np.isfinite(affine).all())
+    if not real or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
+        found = "a singular one or NaN" if affine.shape == (4, 4) else f"shape {affine.shape}"
+        raise ScanError("array", "an invertible 4x4 affine", found, "give voxel -> RAS mm")
     if array.dtype not in (np.int16, np.float32):
         array = array.astype(np.float32)
     shape = (array.shape[0], array.shape[1], array.shape[2])
-    return Volume(array, Grid(shape, affine), modality or guess_modality(array), "array", "given" if modality else "guessed")
+    return Volume(
+        array, Grid(shape, affine), modality or guess_modality(array), "array", "given" if modality else "guessed"
+    )
 
 
 def clean(ids: np.ndarray, plan: Plan, voxel_ml: float) -> np.ndarray:
@@ -176,11 +182,13 @@ def clean(ids: np.ndarray, plan: Plan, voxel_ml: float) -> np.ndarray:
         present = ids == value
         if not present.any():
             continue
-        pieces = cc3d.connected_components(present, connectivity=26)
+        # as in lesions.py: cc3d 4.1 raises for scattered voxels in a small bool array, never for uint8
+        pieces = cc3d.connected_components(present.view(np.uint8), connectivity=26)
         sizes = cc3d.statistics(pieces)["voxel_counts"].astype(np.int64)
         sizes[0] = 0
-        keep = sizes >= max(least, sizes.max() if name in plan.single else 0)
-        keep[0] = False
+        keep = sizes >= max(least, 1)
+        if name in plan.single:
+            keep &= np.arange(len(sizes)) == sizes.argmax()  # of equal ones the first
         ids[present & ~keep[pieces]] = 0
     return ids
 

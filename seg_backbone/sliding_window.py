@@ -13,7 +13,7 @@ from seg_backbone.preprocess import PAD
 
 
 def window_starts(shape: tuple[int, ...], patch: tuple[int, ...], step: float) -> list[tuple[int, ...]]:
-    """First voxel of each window along each axis, spread evenly so that windows overlap by at least 1 - step."""
+    """First voxel of each window along each axis, spread evenly so that windows overlap by at least 1 - step, to the voxel."""
     axes = []
     for size, window in zip(shape, patch, strict=True):
         count = max(1, int(np.ceil((size - window) / (window * step))) + 1) if size > window else 1
@@ -30,17 +30,26 @@ def gaussian_window(patch: tuple[int, ...]) -> torch.Tensor:
 
 
 def pad_to_patch(image: torch.Tensor, patch: tuple[int, ...]) -> tuple[torch.Tensor, tuple[slice, ...]]:
-    """Pad (channels, i, j, k) with air to at least `patch`, evenly; returns it and where the scan lies in it."""
+    """Pad (channels, i, j, k) with air to at least `patch`, evenly; returns it and where the scan lies in it.
+
+    A constant channel (the flag of a modality) stays constant, as it does in training windows.
+    """
     widths, place = [], []
     for size, window in zip(image.shape[1:], patch, strict=True):
         before = max(0, window - size) // 2
         widths.append((before, max(0, window - size) - before))
         place.append(slice(before, before + size))
     flat = [n for pair in reversed(widths) for n in pair]
-    return F.pad(image, flat, value=PAD), tuple(place)
+    padded = F.pad(image, flat, value=PAD)
+    for channel, values in zip(padded, image, strict=True):
+        if values.min() == values.max():
+            channel[:] = values.min()
+    return padded, tuple(place)
 
 
-def windows(image: torch.Tensor, patch: tuple[int, ...], step: float) -> Iterator[tuple[tuple[slice, ...], torch.Tensor]]:
+def windows(
+    image: torch.Tensor, patch: tuple[int, ...], step: float
+) -> Iterator[tuple[tuple[slice, ...], torch.Tensor]]:
     """(place, (1, channels, *patch)) for every window of a padded image."""
     for start in window_starts(tuple(image.shape[1:]), patch, step):
         place = tuple(slice(s, s + n) for s, n in zip(start, patch, strict=True))

@@ -20,7 +20,7 @@ import yaml
 
 from seg_backbone.augment import Augmentation, draw_window
 from seg_backbone.cases import DatasetEntry, TrainingCase, list_cases, load_case, read_split, split_cases
-from seg_backbone.checkpoint import save_model
+from seg_backbone.checkpoint import load_model, save_model
 from seg_backbone.errors import ConfigError
 from seg_backbone.nets import build_network
 from seg_backbone.partial_labels import marginal_loss
@@ -33,8 +33,9 @@ class SegmentationConfig:
     """What `vlm train segmentation --config FILE` reads (YAML). Paths are relative to the working directory.
 
     data: folder of nnU-Net raw datasets. output: run folder (checkpoint, log). datasets: see DatasetEntry.
-    steps x batch windows are drawn; AdamW with a linear warm-up and a cosine to zero; ema: decay of the averaged
-    weights, which are the ones validated and saved. validation_cases: at most this many per dataset while training.
+    start: model folder whose weights to begin from. steps x batch windows are drawn; AdamW with a linear warm-up and a
+    cosine to zero over schedule_steps (default: steps); ema: decay of the averaged weights, which are the ones
+    validated and saved. foreground_weight: see marginal_loss. validation_cases: at most this many a dataset meanwhile.
     """
 
     data: Path
@@ -43,11 +44,14 @@ class SegmentationConfig:
     plan: Plan
     datasets: tuple[DatasetEntry, ...]
     augmentation: Augmentation = field(default_factory=Augmentation)
+    start: Path | None = None
     steps: int = 5000
+    schedule_steps: int | None = None
     batch: int = 2
     learning_rate: float = 1e-3
     weight_decay: float = 1e-4
     warmup: int = 100
+    foreground_weight: float = 1.0
     ema: float = 0.998
     validate_every: int = 1000
     validation_cases: int = 6
@@ -70,11 +74,13 @@ class SegmentationConfig:
                 DatasetEntry(**(entry | {"absent": tuple(entry.get("absent", ()))})) for entry in data["datasets"]
             )
             data["augmentation"] = Augmentation(**data.get("augmentation", {}))
-            for key in ("data", "output", "split"):
-                data[key] = Path(data[key])
+            for key in ("data", "output", "split", "start"):
+                data[key] = Path(data[key]) if data.get(key) else None
             return SegmentationConfig(**data)
-        except (OSError, TypeError, KeyError, AttributeError, AssertionError, yaml.YAMLError) as error:
-            raise ConfigError(path, "a segmentation training file", f"{error}", "see configs/segmentation.yaml") from None
+        except (OSError, TypeError, KeyError, AttributeError, AssertionError, UnicodeError, yaml.YAMLError) as error:
+            raise ConfigError(
+                path, "a segmentation training file", f"{error}", "see configs/segmentation.yaml"
+            ) from None
 
 
 def train_segmentation(
@@ -115,6 +121,8 @@ def train_segmentation(
     slots = _interleave(weights / weights.sum(), 240)
 
     network = build_network(plan.network, len(plan.ct_windows_hu), len(plan.classes) + 1, plan.network_options)
+    if config.start:
+        network.load_state_dict(load_model(config.start)[0].state_dict())
     network = network.to(memory_format=torch.channels_last_3d)
     average = torch.optim.swa_utils.AveragedModel(
         network, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(config.ema)
@@ -157,7 +165,7 @@ def train_segmentation(
             waited += time.monotonic() - asked
             coming = drawer.submit(draw, step + 1)
             network.train()
-            cross_entropy, dice = marginal_loss(network(image), codes, table)
+            cross_entropy, dice = marginal_loss(network(image), codes, table, config.foreground_weight)
             loss = cross_entropy + dice
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
@@ -216,7 +224,8 @@ def _rate(step: int, config: SegmentationConfig) -> float:
     """Factor on the learning rate: linear warm-up, then half a cosine to zero."""
     if step < config.warmup:
         return (step + 1) / config.warmup
-    return 0.5 * (1 + float(np.cos(np.pi * min(1.0, (step - config.warmup) / max(1, config.steps - config.warmup)))))
+    length = (config.schedule_steps or config.steps) - config.warmup
+    return 0.5 * (1 + float(np.cos(np.pi * min(1.0, (step - config.warmup) / max(1, length)))))
 
 
 def _interleave(shares: np.ndarray, length: int) -> list[int]:

@@ -81,7 +81,9 @@ def phantom_scene(volume: Volume, mask: Mask, channels: tuple[int, int] = (6, 5)
     """The scene of a phantom."""
     instances = find_instances(mask, volume)
     classes = (*mask.labels, "larynx")
-    return build_scene("phantom", volume.modality, volume.grid, instances, classes, (), features_of(volume.grid, channels))
+    return build_scene(
+        "phantom", volume.modality, volume.grid, instances, classes, (), features_of(volume.grid, channels)
+    )
 
 
 def tiny_models(folder: Path, llm: Path) -> Path:

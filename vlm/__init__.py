@@ -1,9 +1,9 @@
 """Volume + question -> answer with evidence.
 
-    from vlm import Engine
-    engine = Engine.load("default")
-    scan = engine.open("scan.nii.gz")
-    answer = engine.ask(scan, "How many lesions are there?")
+from vlm import Engine
+engine = Engine.load("default")
+scan = engine.open("scan.nii.gz")
+answer = engine.ask(scan, "How many lesions are there?")
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from functools import lru_cache
 
-from seg_backbone.labels import LESIONS, OTHER_ANATOMY, WORDS, display
+from seg_backbone.labels import OTHER_ANATOMY, WORDS, display
 
 _SIDES = ("left", "right")
 _LESION_WORDS = WORDS["tumour"]
@@ -43,9 +43,7 @@ def find_mentions(text: str, classes: tuple[str, ...]) -> Mention:
         words = _words_of(name, base)
         hit = [word for word in words if _pattern(word).search(text)]
         covered |= {word for word in words}
-        if hit and (side is None or not sides or side in sides):
-            named.append(name)
-        elif lesions and is_lesion(name) and not hit:
+        if (hit and (side is None or not sides or side in sides)) or (lesions and is_lesion(name) and not hit):
             named.append(name)
     others = []
     for word in OTHER_ANATOMY:

@@ -189,7 +189,9 @@ class VisionLanguageModel(nn.Module):
         owner = torch.cat([torch.full((n,), k) for k, n in enumerate([start, *lengths])]).to(scan.device)
         seen = torch.ones(total, total, dtype=torch.bool, device=scan.device).tril()
         seen &= (owner[:, None] == owner[None]) | (owner[None] == 0)
-        mask = torch.zeros(total, total, dtype=scan.dtype, device=scan.device).masked_fill(~seen, torch.finfo(scan.dtype).min)
+        mask = torch.zeros(total, total, dtype=scan.dtype, device=scan.device).masked_fill(
+            ~seen, torch.finfo(scan.dtype).min
+        )
         positions = torch.cat([torch.arange(start), *(start + torch.arange(n) for n in lengths)]).to(scan.device)
         states = self._decoder()(
             inputs_embeds=torch.cat([scan, text])[None],
@@ -287,5 +289,3 @@ def route(logits: torch.Tensor, kind: str | None) -> tuple[str, float, float]:
     inside = torch.softmax(logits.masked_fill(~mask, -1e4), dim=0)
     best = int(inside.argmax())
     return NAMES[best], float(inside[best]), float(everything[NAMES.index("off_topic")])
-
-

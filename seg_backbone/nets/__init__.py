@@ -23,5 +23,5 @@ def build_network(name: str, channels: int, classes: int, options: dict[str, Any
     module, function = NETWORKS[name].split(":")
     try:
         return getattr(import_module(module), function)(channels, classes, **options)
-    except TypeError as error:
+    except (TypeError, AssertionError) as error:
         raise ConfigError("network_options", f"options of {name}", str(error), "change them in the plan") from None

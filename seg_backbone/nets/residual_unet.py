@@ -22,7 +22,7 @@ def residual_unet(
         encoder stage s  (B, features[s], N / 2^s, ...)      s = 0..4, fine to coarse
         output           (B, classes, N, N, N)               logits; class 0 is background
     """
-    assert len(features) == len(blocks) == len(strides) > 1
+    assert len(features) == len(blocks) == len(strides) > 1, "features, blocks and strides differ in length"
     return ResidualUNet(channels, classes, features, blocks, strides)
 
 

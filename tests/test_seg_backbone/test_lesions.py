@@ -255,6 +255,6 @@ def test_a_real_scan():
     low, high = volume.grid.extent_mm()
     assert (body.box.min_mm >= low - 1e-6).all()
     assert (body.box.max_mm <= high + 1e-6).all()
-    assert 0 < body.short_axis_mm
+    assert body.short_axis_mm > 0
     assert body.long_axis_mm <= body.diameter_3d_mm <= np.linalg.norm(high - low)
     assert body.volume_ml <= np.prod(volume.grid.shape) * volume.grid.voxel_volume_ml

@@ -11,10 +11,10 @@ from phantoms import LABELS
 
 from seg_backbone.errors import CheckpointError, GridError, QuestionError, ScanError
 from seg_backbone.io import read_volume
+from vlm.grounding import find_mentions
 from vlm.infer.batch import run_batch
 from vlm.infer.engine import Engine
 from vlm.infer.scope import refusal
-from vlm.grounding import find_mentions
 from vlm.scene import scene_classes
 from vlm.schema import Answer
 
@@ -102,5 +102,3 @@ def test_batch_will_not_overwrite_another_file(engine: Engine, phantom_files: Pa
     with pytest.raises(QuestionError):
         run_batch(engine, questions, other, phantom_files)
     assert other.read_text() == "one\ntwo\n"
-
-

@@ -22,7 +22,9 @@ QUESTIONS = ("How many tumours are there?", "Volume of the left parotid gland", 
 @pytest.fixture
 def model() -> VisionLanguageModel:
     llm, tokenizer = tiny_llm()
-    config = VlmConfig(visual_channels=6, instance_channels=5, lora_rank=2, regression_scale={"fat_percent": (20.0, 5.0)})
+    config = VlmConfig(
+        visual_channels=6, instance_channels=5, lora_rank=2, regression_scale={"fat_percent": (20.0, 5.0)}
+    )
     return VisionLanguageModel(config, llm, tokenizer).eval()
 
 
@@ -113,5 +115,7 @@ def test_a_scan_without_instances_is_read(model: VisionLanguageModel) -> None:
     volume, mask = phantom()
     mask.array[:] = 0
     scene = phantom_scene(volume, mask)
-    scores = model.read(scene, model.open(scene), "Is there a tumour?", (), find_mentions("tumour", scene_classes(scene)))
+    scores = model.read(
+        scene, model.open(scene), "Is there a tumour?", (), find_mentions("tumour", scene_classes(scene))
+    )
     assert scores.selection.shape == (0,)

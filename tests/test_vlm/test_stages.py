@@ -96,7 +96,9 @@ def test_resumed_equals_uninterrupted(config: StageConfig, tmp_path: Path) -> No
 
 def test_instruction_trains_the_adapter_and_learns(config: StageConfig, tmp_path: Path) -> None:
     rows: list[dict[str, float]] = []
-    settings = replace(config, output=tmp_path / "instruct", steps=50, learning_rate=5e-3, validate_every=50, invented=0.0)
+    settings = replace(
+        config, output=tmp_path / "instruct", steps=50, learning_rate=5e-3, validate_every=50, invented=0.0
+    )
     folder = train_instruction(settings, report=rows.append)
     assert rows[-1]["router"] < rows[0]["router"], "the router learns"
     assert set(rows[-1]["validation"]) == {"real router", "real selection", "invented router", "invented selection"}  # type: ignore[call-overload]

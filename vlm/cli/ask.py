@@ -22,6 +22,7 @@ def ask(
     device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
 ) -> None:
     """Ask one question about a scan."""
+    from seg_backbone.io import read_volume
     from seg_backbone.labels import read_labels
     from vlm.cli.show import print_answer, save_answer
     from vlm.infer.engine import Engine
@@ -32,17 +33,10 @@ def ask(
     asked = Question.from_json({"id": "question", "image": str(scan), "question": question, "type": type}, "question")
     asked = Question(asked.id, asked.image, asked.question, type, choices)
     names = read_labels(labels) if labels else None
-    volume = _checked(scan, modality)
+    volume = read_volume(scan, modality)  # before the models load: a wrong path is told at once
     engine = Engine.load(model, device)
     opened = engine.open(volume, mask, names)
     answer = engine.ask(opened, asked)
     if save:
         save_answer(opened, answer, save)
     print_answer(answer, json)
-
-
-def _checked(scan: Path, modality: str | None):  # type: ignore[no-untyped-def]
-    """Read the scan before the models load, so that a wrong path is told at once."""
-    from seg_backbone.io import read_volume
-
-    return read_volume(scan, modality)

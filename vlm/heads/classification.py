@@ -98,7 +98,9 @@ def _larger(reading: Reading) -> dict[str, Any]:
 
 
 def _modality(reading: Reading) -> dict[str, Any]:
-    return _choose(reading, reading.scene.modality, f"This is a {reading.scene.modality} scan.", [], reading.fact_probability)
+    return _choose(
+        reading, reading.scene.modality, f"This is a {reading.scene.modality} scan.", [], reading.fact_probability
+    )
 
 
 def _region(reading: Reading) -> dict[str, Any]:

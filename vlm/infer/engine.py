@@ -139,5 +139,3 @@ class Engine:
             score_options=lambda options: self.model.option_likelihoods(scores, options),
         )
         return reading, off_topic
-
-

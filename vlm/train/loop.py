@@ -79,7 +79,9 @@ class StageConfig:
             table = yaml.safe_load(Path(path).read_text())
             given = {key: value for key, value in changes.items() if value is not None}
             data = {k: v for k, v in table.items() if k not in ("alignment", "instruction")} | table[stage] | given
-            data["datasets"] = tuple(DatasetEntry(**(e | {"absent": tuple(e.get("absent", ()))})) for e in data["datasets"])
+            data["datasets"] = tuple(
+                DatasetEntry(**(e | {"absent": tuple(e.get("absent", ()))})) for e in data["datasets"]
+            )
             for key in ("data", "output", "split", "start"):
                 if data.get(key):
                     data[key] = Path(data[key])
@@ -198,7 +200,11 @@ def pack_losses(
     if scene.instances:
         geometry = torch.from_numpy(scene.geometry)
         named = [
-            mention_features(scene, mentions_in(question.question, question.options, scene_classes(scene)), random.random() < config.hide_mentions)
+            mention_features(
+                scene,
+                mentions_in(question.question, question.options, scene_classes(scene)),
+                random.random() < config.hide_mentions,
+            )
             for question in questions
         ]
         logits = model.pointer(asked, scan[len(scan) - len(scene.instances) :].float(), geometry, torch.stack(named))
@@ -256,7 +262,10 @@ def validate(
                 routed.append(route(scores.router, None)[0] == question.extra["fact"])
                 if weight[row].sum() > 0:
                     exact.append(bool(((scores.selection > 0) == (wanted[row] > 0.5)).all()))
-        out |= {f"{name} router": round(float(np.mean(routed)), 3), f"{name} selection": round(float(np.mean(exact)), 3)}
+        out |= {
+            f"{name} router": round(float(np.mean(routed)), 3),
+            f"{name} selection": round(float(np.mean(exact)), 3),
+        }
     return out
 
 
@@ -265,4 +274,3 @@ def _rate(step: int, config: StageConfig) -> float:
         return (step + 1) / config.warmup
     done = (step - config.warmup) / max(1, config.steps - config.warmup)
     return 0.05 + 0.95 * 0.5 * (1 + float(np.cos(np.pi * min(1.0, done))))
-
