@@ -24,7 +24,8 @@ class Augmentation:
     rotate_deg: about each axis; scale: isotropic factor range; mirror: chance of a left-right flip (classes with a
     side are swapped); crop_mm: how far each face of the scan may be cut away, so that a dataset of crops centred on
     the tumour teaches no position; shift_mm: how far the window is moved off the voxel it is centred on;
-    intensity: spread of the random gain and offset, and of the bend of MR contrast; noise: largest standard deviation of added Gaussian noise.
+    intensity: spread of the random gain and offset, and of the bend of MR contrast; noise: largest standard deviation
+    of added Gaussian noise; centred: chance that the window is placed on a class (see draw_window).
     """
 
     rotate_deg: float = 15.0

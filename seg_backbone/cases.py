@@ -67,7 +67,7 @@ class TrainingCase:
 
 
 def list_cases(root: str | Path, dataset: str) -> list[CaseFiles]:
-    """The cases of ROOT/DATASET in name order. Raises ConfigError where the folder is not nnU-Net raw or the manifest is broken."""
+    """The cases of ROOT/DATASET in name order. Raises ConfigError: not nnU-Net raw, or a broken manifest."""
     root = Path(root)
     folder = root / dataset
     if not (folder / "imagesTr").is_dir():
@@ -82,6 +82,7 @@ def list_cases(root: str | Path, dataset: str) -> list[CaseFiles]:
                 found = f"{type(error).__name__} in line {number}"
                 raise ConfigError(root / "manifest.jsonl", "JSON with dataset and case", found, "mend it") from None
     labels = read_labels(folder / "dataset.json") if (folder / "dataset.json").is_file() else {}
+    channel = _first_channel(folder / "dataset.json")
     cases = []
     for image in sorted((folder / "imagesTr").glob("*_0000.nii.gz")):
         case = image.name.removesuffix("_0000.nii.gz")
@@ -89,10 +90,16 @@ def list_cases(root: str | Path, dataset: str) -> list[CaseFiles]:
         annotated = row.get("annotated", list(labels))
         names = tuple(canonical(n) for n in annotated) if isinstance(annotated, list) else ()
         mask = folder / "labelsTr" / f"{case}.nii.gz"
-        modality = "MR" if str(row.get("modality", "CT")).startswith("MR") else "CT"
-        found = mask if mask.is_file() else None
-        cases.append(CaseFiles(dataset, case, case, modality, image, found, labels, names, row.get("region", "")))
+        modality = "CT" if str(row.get("modality", channel)).upper().startswith("CT") else "MR"
+        drawn = mask if mask.is_file() else None
+        cases.append(CaseFiles(dataset, case, case, modality, image, drawn, labels, names, row.get("region", "")))
     return cases
+
+
+def _first_channel(path: Path) -> str:
+    """The name of channel 0 in a dataset.json ("CT", "MR_T1"), by which nnU-Net tells modalities; CT without one."""
+    channels = json.loads(path.read_text()).get("channel_names", {}) if path.is_file() else {}
+    return str(channels.get("0", "CT"))
 
 
 def load_case(files: CaseFiles, entry: DatasetEntry, plan: Plan) -> TrainingCase:

@@ -7,7 +7,7 @@ and each component before measuring, so the cost follows the size of the structu
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import cc3d
@@ -99,7 +99,7 @@ class Instances:
     def __iter__(self) -> Iterator[Instance]:
         return iter(self.list)
 
-    def of(self, label: str) -> list[Instance]:
+    def of(self, label: str) -> Sequence[Instance]:
         """The instances of one class, largest first; empty where there are none."""
         return [instance for instance in self.list if instance.label == label]
 

@@ -135,7 +135,7 @@ def _reach_mm(slices: np.ndarray, to_mm: np.ndarray) -> np.ndarray:
     def steps(line: np.ndarray) -> np.ndarray:
         return line.shape[1] - 1 - line[:, ::-1].argmax(1) - line.argmax(1)
 
-    rows, columns = slices.any(2), slices.any(1)
+    rows, columns = np.any(slices, axis=2), np.any(slices, axis=1)
     diagonals = [np.stack([steps(rows), sign * steps(columns)], axis=1) @ to_mm.T for sign in (1, -1)]
     return np.where(rows.any(1), np.max([np.linalg.norm(d, axis=1) for d in diagonals], axis=0), -1.0)
 

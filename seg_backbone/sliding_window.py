@@ -13,7 +13,7 @@ from seg_backbone.preprocess import PAD
 
 
 def window_starts(shape: tuple[int, ...], patch: tuple[int, ...], step: float) -> list[tuple[int, ...]]:
-    """First voxel of each window along each axis, spread evenly so that windows overlap by at least 1 - step, to the voxel."""
+    """First voxel of each window, spread evenly so that neighbours overlap by at least 1 - step (to the voxel)."""
     axes = []
     for size, window in zip(shape, patch, strict=True):
         count = max(1, int(np.ceil((size - window) / (window * step))) + 1) if size > window else 1

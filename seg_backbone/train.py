@@ -68,8 +68,8 @@ class SegmentationConfig:
         """Read YAML; `changes` override single fields. Raises ConfigError naming the field that does not fit."""
         try:
             data = yaml.safe_load(Path(path).read_text()) | {k: v for k, v in changes.items() if v is not None}
-            plan = data["plan"] | {"classes": tuple(data["plan"]["classes"])}
-            data["plan"] = Plan(**{k: tuple(v) if isinstance(v, list) else v for k, v in plan.items()})
+            plan: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data["plan"].items()}
+            data["plan"] = Plan(**plan)
             data["datasets"] = tuple(
                 DatasetEntry(**(entry | {"absent": tuple(entry.get("absent", ()))})) for entry in data["datasets"]
             )

@@ -55,10 +55,10 @@ def find_mentions(text: str, classes: tuple[str, ...]) -> Mention:
     longest = [w for w in others if not any(w != o and w in o for o in others)]
     for name in WORDS:
         base, side = split_side(name)
-        if name not in classes and not is_lesion(name) and not any(split_side(c)[0] == base for c in classes):
-            if any(_pattern(word).search(text) for word in _words_of(name, base)):
-                if side is None or not sides or side in sides:
-                    longest.append(display(name))
+        foreign = name not in classes and not is_lesion(name) and all(split_side(c)[0] != base for c in classes)
+        this_side = side is None or not sides or side in sides
+        if foreign and this_side and any(_pattern(word).search(text) for word in _words_of(name, base)):
+            longest.append(display(name))
     return Mention(tuple(named), tuple(dict.fromkeys(longest)), lesions)
 
 

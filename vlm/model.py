@@ -1,13 +1,14 @@
 """The vision-language model: scene tokens and a question through one language model, its states into the heads.
 
-The sequence is: template, scan tokens (facts, visual cells, instances), question, answer. The scan's part comes first, so
-its keys and values are computed once and every question about the scan reuses them; in training, several questions are
-packed behind one scan under a mask that hides them from each other.
+The sequence is: template, scan tokens (facts, visual cells, instances), question, answer. The scan's part comes first,
+so its keys and values are computed once and every question about the scan reuses them; in training, several questions
+are packed behind one scan under a mask that hides them from each other.
 """
 
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -58,7 +59,7 @@ class VlmConfig:
 
 @dataclass(frozen=True, eq=False)
 class Opened:
-    """A scan the language model has read: its cache of keys and values, and its states at the instance tokens (K, W)."""
+    """A scan the language model has read: its keys and values, and its states at the instance tokens (K, W)."""
 
     cache: Any
     items: torch.Tensor
@@ -132,7 +133,7 @@ class VisionLanguageModel(nn.Module):
 
     @staticmethod
     def load(folder: str | Path, device: str = "cpu") -> VisionLanguageModel:
-        """Load what `save` wrote, with its language model. Raises CheckpointError where a part is missing or misfits."""
+        """Load what `save` wrote, with its language model. Raises CheckpointError where a part is missing or unfit."""
         from safetensors.torch import load_file
 
         folder = Path(folder)
@@ -199,8 +200,8 @@ class VisionLanguageModel(nn.Module):
             position_ids=positions[None],
             use_cache=False,
         ).last_hidden_state[0]
-        ends = np.cumsum([0, *lengths])
-        return states[:start], states[start:], [slice(int(a), int(b)) for a, b in zip(ends[:-1], ends[1:], strict=True)]
+        ends = np.cumsum([0, *lengths]).tolist()
+        return states[:start], states[start:], [slice(a, b) for a, b in itertools.pairwise(ends)]
 
     @torch.inference_mode()
     def open(self, scene: Scene) -> Opened:

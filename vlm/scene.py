@@ -158,7 +158,7 @@ def geometry_of(
 
 
 def scan_facts(modality: str, grid: Grid) -> np.ndarray:
-    """(FACTS,) float32: CT or not, MR or not, log spacing (3), field of view in 300 mm (3), along right, anterior, up."""
+    """(FACTS,) float32: is CT, is MR, log spacing (3), field of view in 300 mm (3), along right, anterior, up."""
     low, high = grid.extent_mm()
     axes = np.abs(grid.affine[:3, :3]).argmax(axis=0)
     spacing = np.empty(3)

@@ -76,7 +76,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Answer:
-    """One answer; the fields are those of the JSON line (see to_json). Lengths in mm, volumes in ml, boxes in RAS mm."""
+    """One answer; its fields are those of the JSON line. Lengths in mm, volumes in ml, boxes in RAS mm."""
 
     id: str
     type: str

@@ -38,9 +38,9 @@ def run_batch(
 ) -> BatchResult:
     """Answer the questions of a JSONL file, scan by scan, each scan opened once.
 
-    scans: folder that `image` is relative to (default: the question file's). masks: folder of CASE.nii.gz to answer from
-    instead of predicted masks, labels: their class name -> id. A question that fails is written with `unscored` set and
-    tried again by the next run; answered ones are kept. Raises QuestionError for a question file that does not fit.
+    scans: folder that `image` is relative to (default: the question file's). masks: folder of CASE.nii.gz to answer
+    from instead of predicted masks; labels: their class name -> id. A question that fails is written with `unscored`
+    set and tried again by the next run; answered ones are kept. Raises QuestionError for a file that does not fit.
     """
     todo = list(read_questions(questions))[:limit]
     done = _finished(answers) if resume else {}

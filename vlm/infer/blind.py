@@ -1,4 +1,4 @@
-"""The language model alone: the same questions without the scan. The baseline that an answer from the image must beat."""
+"""The language model alone: the same questions without the scan. The baseline that answers from images must beat."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """What the language model learns from: scenes of real training cases, invented scenes, and questions about both.
 
-A real scene holds the instances of the reference mask with the encoder's features. An invented one borrows a real scan's
-visual tokens and fills it with instances drawn from many scans, renamed, resized and moved, so that counts, ranks, sides
-and names vary as they do not in data with one tumour a patient. Its answers stay true of its own instances.
+A real scene holds the instances of the reference mask with the encoder's features. An invented one borrows a real
+scan's visual tokens and fills it with instances drawn from many scans, renamed, resized and moved, so that counts,
+ranks, sides and names vary as they do not in data with one tumour a patient. Its answers stay true of its instances.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def load_examples(
     most: int,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> list[Example]:
-    """Scenes of the cases of a part, at most `most` a dataset, spread evenly. Features are cached by scan and weights."""
+    """Scenes of the cases of a part, at most `most` a dataset, spread evenly; features cached by scan and weights."""
     cache.mkdir(parents=True, exist_ok=True)
     table = read_split(split)
     jobs = []

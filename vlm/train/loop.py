@@ -1,4 +1,4 @@
-"""The loop that both language stages share: draw a scene, pack questions behind it, step; validate; checkpoint; resume."""
+"""The loop that both language stages share: draw a scene, pack questions behind it, step, validate, checkpoint."""
 
 from __future__ import annotations
 
@@ -28,12 +28,9 @@ from vlm.scene import scene_classes
 from vlm.schema import Question
 from vlm.train.examples import Example, invent, load_examples, questions_about
 
-POINTED = tuple(n for n, f in FACTS.items() if f.kind in ("detection", "counting", "measurement", "multilabel")) + (
-    "presence",
-    "side",
-    "multiplicity",
-    "larger",
-)  # facts whose question selects instances
+MASKED = ("detection", "counting", "measurement", "multilabel")
+# facts whose question selects instances
+POINTED = (*(n for n, f in FACTS.items() if f.kind in MASKED), "presence", "side", "multiplicity", "larger")
 
 
 @dataclass(frozen=True)
