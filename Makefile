@@ -20,7 +20,8 @@ check: .venv/.done
 # The weights that ship, from the data: hours on a CPU; every stage goes on where it was interrupted.
 weights: .venv/.done
 	$(BIN)/vlm train segmentation --config configs/segmentation.yaml --data $(DATA) --resume
-	cp runs/segmentation/model/* seg_backbone/weights/default/
+	$(BIN)/vlm train segmentation --config configs/segmentation_tune.yaml --data $(DATA) --resume
+	cp runs/segmentation_tune/model/* seg_backbone/weights/default/
 	$(BIN)/vlm train alignment --config configs/vlm.yaml --data $(DATA) --resume
 	$(BIN)/vlm train instruction --config configs/vlm.yaml --data $(DATA) --resume
 	cp runs/instruction/model/* vlm/weights/default/

@@ -35,10 +35,10 @@ def main(out: Path = Path("demo-output")) -> None:
     opened, report = {}, {"scans": {}, "answers": []}
     for name, path in SCANS.items():
         scan = opened[name] = engine.open(path)
-        write_mask(scan.segmentation.mask, out / f"{name}.nii.gz")
-        write_preview(scan.volume, scan.segmentation.mask, scan.segmentation.instances, out / f"{name}.png")
+        write_mask(scan.mask, out / f"{name}.nii.gz")
+        write_preview(scan.volume, scan.mask, scan.instances, out / f"{name}.png")
         report["scans"][name] = scan.segmentation.report | {"source": path.name}
-        found = ", ".join(f"{i.label} {i.volume_ml:.1f} ml" for i in scan.segmentation.instances)
+        found = ", ".join(f"{i.label} {i.volume_ml:.1f} ml" for i in scan.instances)
         print(f"\n{name} ({path.name}): {found or 'nothing found'}")
     (out / "labels.json").write_text(json.dumps(engine.segmenter.plan.labels, indent=1) + "\n")
     print()

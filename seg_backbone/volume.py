@@ -62,12 +62,10 @@ def require_same_grid(first: Volume | Mask, second: Volume | Mask) -> None:
 def guess_modality(array: np.ndarray) -> str:
     """ "CT" where the values look like Hounsfield units, else "MR".
 
-    CT has air or fat well below zero: a minimum of -150 or less, integers, and at least 0.5 % of the voxels below -50
-    and at least 5 % in the water-like range [-50, 150]. A guess: pass the modality where it is known.
+    CT has air near -1000 HU (or padding below it) in at least 0.1 % of the voxels and water-like tissue, [-50, 150] HU,
+    in at least 5 %. A guess, and wrong for a CT cropped to the inside of the body: pass the modality where it is known.
     """
-    sample = array[:: max(1, array.shape[0] // 64), :: max(1, array.shape[1] // 64), :: max(1, array.shape[2] // 64)]
-    if sample.min() > -150:
-        return "MR"
-    below = float(np.mean(sample < -50))
+    sample = array[tuple(slice(None, None, max(1, n // 96)) for n in array.shape)]
+    air = float(np.mean(((sample >= -1100) & (sample <= -850)) | (sample <= -1900)))
     watery = float(np.mean((sample >= -50) & (sample <= 150)))
-    return "CT" if below > 0.005 and watery > 0.05 and sample.max() > 50 else "MR"
+    return "CT" if air >= 0.001 and watery >= 0.05 else "MR"

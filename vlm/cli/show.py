@@ -44,8 +44,7 @@ def save_answer(scan: Scan, answer: Answer, folder: Path) -> None:
     from seg_backbone.preview import write_preview
 
     folder.mkdir(parents=True, exist_ok=True)
-    mask = scan.segmentation.mask
-    write_mask(mask, folder / "mask.nii.gz")
-    (folder / "labels.json").write_text(json.dumps(mask.labels, indent=1) + "\n")
-    write_preview(scan.volume, mask, scan.segmentation.instances, folder / "overlay.png")
+    write_mask(scan.mask, folder / "mask.nii.gz")
+    (folder / "labels.json").write_text(json.dumps(scan.mask.labels, indent=1) + "\n")
+    write_preview(scan.volume, scan.mask, scan.instances, folder / "overlay.png")
     (folder / "answer.json").write_text(json.dumps(answer.to_json(), indent=1) + "\n")

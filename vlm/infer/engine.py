@@ -13,9 +13,9 @@ import torch
 
 from seg_backbone.errors import CheckpointError
 from seg_backbone.io import read_mask
-from seg_backbone.lesions import find_instances
+from seg_backbone.lesions import Instances, find_instances
 from seg_backbone.predict import Segmentation, Segmenter, as_volume
-from seg_backbone.volume import Volume, require_same_grid
+from seg_backbone.volume import Mask, Volume, require_same_grid
 from vlm.data.threshold import parse_threshold
 from vlm.facts import FACTS
 from vlm.grounding import mentions_in
@@ -32,9 +32,15 @@ SHIPPED = Path(__file__).parents[1] / "weights"
 
 @dataclass(frozen=True, eq=False)
 class Scan:
-    """An opened scan: volume, mask and instances, what the language model was shown, and its cache."""
+    """An opened scan.
+
+    mask and instances: what answers are read from, the model's own or the one given. segmentation: the model's own.
+    scene: what the language model was shown; opened: its cache of that.
+    """
 
     volume: Volume
+    mask: Mask
+    instances: Instances
     segmentation: Segmentation
     scene: Scene
     opened: Opened
@@ -82,14 +88,14 @@ class Engine:
         # with a given mask the network only serves the visual tokens
         fast = fast or given is not None
         segmentation = self.segmenter(volume, fast=fast, keep_stages=stages, progress=progress)
-        instances, names = segmentation.instances, self.segmenter.plan.classes
+        used, instances, names = segmentation.mask, segmentation.instances, self.segmenter.plan.classes
         untrained = tuple(self.segmenter.untrained(volume.modality))
         if given is not None:
-            instances, names, untrained = find_instances(given, volume), tuple(given.labels), ()
+            used, instances, names, untrained = given, find_instances(given, volume), tuple(given.labels), ()
         scene = build_scene(
             volume.source, volume.modality, volume.grid, instances, names, untrained, segmentation.features
         )
-        return Scan(volume, segmentation, scene, self.model.open(scene), given is not None)
+        return Scan(volume, used, instances, segmentation, scene, self.model.open(scene), given is not None)
 
     def ask(
         self, scan: Scan, question: str | Question, type: str | None = None, options: tuple[str, ...] = ()
