@@ -74,8 +74,8 @@ class SegmentationConfig:
                 DatasetEntry(**(entry | {"absent": tuple(entry.get("absent", ()))})) for entry in data["datasets"]
             )
             data["augmentation"] = Augmentation(**data.get("augmentation", {}))
-            for key in ("data", "output", "split", "start"):
-                data[key] = Path(data[key]) if data.get(key) else None
+            for key in ("data", "output", "split", *(["start"] if data.get("start") else [])):
+                data[key] = Path(data[key])
             return SegmentationConfig(**data)
         except (OSError, TypeError, KeyError, AttributeError, AssertionError, UnicodeError, yaml.YAMLError) as error:
             raise ConfigError(
@@ -122,7 +122,10 @@ def train_segmentation(
 
     network = build_network(plan.network, len(plan.ct_windows_hu), len(plan.classes) + 1, plan.network_options)
     if config.start:
-        network.load_state_dict(load_model(config.start)[0].state_dict())
+        try:
+            network.load_state_dict(load_model(config.start)[0].state_dict())
+        except RuntimeError:  # torch lists every layer, on many lines
+            raise ConfigError(config.start, "a model with the network of the plan", "another one", "change it") from None
     network = network.to(memory_format=torch.channels_last_3d)
     average = torch.optim.swa_utils.AveragedModel(
         network, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(config.ema)
