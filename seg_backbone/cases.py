@@ -75,6 +75,8 @@ def list_cases(root: str | Path, dataset: str) -> list[CaseFiles]:
     manifest = {}
     if (root / "manifest.jsonl").is_file():
         for number, line in enumerate((root / "manifest.jsonl").read_text().splitlines(), start=1):
+            if not line.strip():
+                continue
             try:
                 row = json.loads(line)
                 manifest[row["dataset"], row["case"]] = row

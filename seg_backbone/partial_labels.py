@@ -20,13 +20,13 @@ def allowed_classes(codes: torch.Tensor, tables: torch.Tensor) -> torch.Tensor:
 
 
 def marginal_loss(
-    logits: torch.Tensor, codes: torch.Tensor, tables: torch.Tensor, foreground_weight: float = 1.0
+    logits: torch.Tensor, codes: torch.Tensor, tables: torch.Tensor, class_weight: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Marginal cross entropy and soft Dice loss, two scalars.
 
     logits (B, C, i, j, k); codes (B, i, j, k); tables (B, codes, C) bool, every row with at least one True.
-    Cross entropy: -log of the probability summed over the voxel's set; voxels of a drawn foreground class weigh
-    `foreground_weight`. Dice: per class over the batch, over the voxels where it is known whether they are that class;
+    Cross entropy: -log of the probability summed over the voxel's set; a voxel of a drawn foreground class weighs
+    class_weight (C,) of that class, every other voxel 1. Dice: per class over the batch, over the voxels where it is known whether they are that class;
     classes that no voxel of the batch shows are left out; 0 where none is shown.
     """
     allowed = allowed_classes(codes, tables)
@@ -34,7 +34,9 @@ def marginal_loss(
     entropy = -torch.logsumexp(log_p.masked_fill(~allowed, -1e4), dim=1)
     certain = allowed.sum(dim=1, keepdim=True) == 1
     drawn = allowed & certain
-    weight = 1.0 + (foreground_weight - 1.0) * drawn[:, 1:].any(dim=1)
+    weight = torch.ones_like(entropy)
+    if class_weight is not None:
+        weight = weight + torch.einsum("bcijk,c->bijk", drawn[:, 1:].to(entropy.dtype), class_weight[1:] - 1)
     cross_entropy = (entropy * weight).sum() / weight.sum()
 
     known = ~allowed | certain

@@ -35,7 +35,8 @@ class SegmentationConfig:
     data: folder of nnU-Net raw datasets. output: run folder (checkpoint, log). datasets: see DatasetEntry.
     start: model folder whose weights to begin from. steps x batch windows are drawn; AdamW with a linear warm-up and a
     cosine to zero over schedule_steps (default: steps); ema: decay of the averaged weights, which are the ones
-    validated and saved. foreground_weight: see marginal_loss. validation_cases: at most this many a dataset meanwhile.
+    validated and saved. class_weight: class -> weight of its voxels in the cross entropy, 1 for a class that is not named.
+    validation_cases: at most this many a dataset meanwhile.
     """
 
     data: Path
@@ -51,7 +52,7 @@ class SegmentationConfig:
     learning_rate: float = 1e-3
     weight_decay: float = 1e-4
     warmup: int = 100
-    foreground_weight: float = 1.0
+    class_weight: dict[str, float] = field(default_factory=dict)
     ema: float = 0.998
     validate_every: int = 1000
     validation_cases: int = 6
@@ -117,15 +118,20 @@ def train_segmentation(
     if not all(groups):
         raise ConfigError(config.data, "training cases in every dataset", "none in one of them", "check the split")
     plan = plan.with_(trained_on=_annotated(groups, plan))
-    weights = np.array([entry.weight for entry in config.datasets])
-    slots = _interleave(weights / weights.sum(), 240)
+    shares = np.array([entry.weight for entry in config.datasets])
+    slots = _interleave(shares / shares.sum(), 240)
+    if strange := sorted(set(config.class_weight) - set(plan.classes)):
+        raise ConfigError("class_weight", f"classes of the plan: {list(plan.classes)}", f"{strange}", "correct it")
+    class_weight = torch.tensor([1.0, *(config.class_weight.get(name, 1.0) for name in plan.classes)])
 
     network = build_network(plan.network, len(plan.ct_windows_hu), len(plan.classes) + 1, plan.network_options)
     if config.start:
         try:
             network.load_state_dict(load_model(config.start)[0].state_dict())
         except RuntimeError:  # torch lists every layer, on many lines
-            raise ConfigError(config.start, "a model with the network of the plan", "another one", "change it") from None
+            raise ConfigError(
+                config.start, "a model with the network of the plan", "another one", "change it"
+            ) from None
     network = network.to(memory_format=torch.channels_last_3d)
     average = torch.optim.swa_utils.AveragedModel(
         network, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(config.ema)
@@ -168,7 +174,7 @@ def train_segmentation(
             waited += time.monotonic() - asked
             coming = drawer.submit(draw, step + 1)
             network.train()
-            cross_entropy, dice = marginal_loss(network(image), codes, table, config.foreground_weight)
+            cross_entropy, dice = marginal_loss(network(image), codes, table, class_weight)
             loss = cross_entropy + dice
             optimizer.zero_grad(set_to_none=True)
             loss.backward()

@@ -22,7 +22,7 @@ def codes_of(*codes):
 
 def test_by_hand():
     logits = logits_of([0.5, 0.2, 0.3], [0.1, 0.6, 0.3])
-    entropy, dice = marginal_loss(logits, codes_of(0, 1), UNKNOWN[None], foreground_weight=3.0)
+    entropy, dice = marginal_loss(logits, codes_of(0, 1), UNKNOWN[None], torch.tensor([9.0, 3.0, 5.0]))
     # voxel 0 may be background or u: 0.5 + 0.3; voxel 1 is a, three times the weight
     assert float(entropy) == pytest.approx(-(np.log(0.8) + 3 * np.log(0.6)) / 4, abs=1e-6)
     assert float(dice) == pytest.approx(1 - 2 * 0.6 / (0.2 + 0.6 + 1), abs=1e-4)
@@ -59,7 +59,7 @@ def test_where_only_the_two_are_possible_nothing_moves():
     assert gradient.abs().max() < 1e-7
 
 
-def plain(logits, codes, tables, foreground_weight):
+def plain(logits, codes, tables, class_weight):
     """The same losses voxel by voxel."""
     logits, count = logits.double().numpy(), logits.shape[1]
     total = weights = 0.0
@@ -67,8 +67,8 @@ def plain(logits, codes, tables, foreground_weight):
     for sample, i, j, k in np.ndindex(codes.shape):
         p = np.exp(logits[sample, :, i, j, k])
         p /= p.sum()
-        may_be = tables[sample, codes[sample, i, j, k]].numpy()
-        weight = foreground_weight if may_be.sum() == 1 and not may_be[0] else 1.0
+        may_be = tables[sample, int(codes[sample, i, j, k])].numpy()
+        weight = class_weight[int(may_be.argmax())] if may_be.sum() == 1 and not may_be[0] else 1.0
         total, weights = total - weight * np.log(p[may_be].sum()), weights + weight
         for c in range(count):
             if not may_be[c]:
@@ -84,8 +84,8 @@ def test_a_batch_may_mix_annotation_sets():
     tables = torch.stack([torch.cat([t, t[:1] | UNKNOWN[1:2]]) for t in (UNKNOWN, KNOWN)])  # code 3: perhaps a
     logits = torch.randn(2, 3, 2, 3, 2, generator=rng)
     codes = torch.randint(0, 4, (2, 2, 3, 2), generator=rng).byte()
-    for weight in (1.0, 3.0):
-        entropy, dice = marginal_loss(logits, codes, tables, weight)
+    for weight in ([1.0, 1.0, 1.0], [9.0, 3.0, 5.0]):
+        entropy, dice = marginal_loss(logits, codes, tables, torch.tensor(weight))
         np.testing.assert_allclose([float(entropy), float(dice)], plain(logits, codes, tables, weight), atol=1e-4)
     # the cross entropy is the mean of the samples', each under its own table
     alone = [float(marginal_loss(logits[n : n + 1], codes[n : n + 1], tables[n : n + 1])[0]) for n in (0, 1)]
@@ -115,7 +115,7 @@ def test_without_any_drawn_class_the_dice_is_zero_and_all_is_finite():
     logits = torch.randn(1, 3, 2, 2, 2, generator=torch.Generator().manual_seed(0)) * 50
     logits.requires_grad_()
     entropy, dice = marginal_loss(logits, torch.zeros(1, 2, 2, 2, dtype=torch.uint8), UNKNOWN[None])
-    assert float(dice) == 0.0
+    assert dice.item() == 0.0
     (entropy + dice).backward()
     assert torch.isfinite(entropy)
     assert torch.isfinite(logits.grad).all()

@@ -1,0 +1,205 @@
+"""From nnU-Net raw folders to codes and tables: unknown is never background, and masks lie on their scan's grid."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from seg_backbone.cases import CaseFiles, DatasetEntry, list_cases, load_case, read_split, split_cases
+from seg_backbone.errors import ConfigError, GridError, LabelError
+from seg_backbone.geometry import Grid
+from seg_backbone.io import write_mask, write_volume
+from seg_backbone.plan import Plan
+from seg_backbone.volume import Mask, Volume
+
+REPOSITORY = Path(__file__).parents[2]
+PLAN = Plan("t", ("tumour", "parotid_right", "larynx", "mandible"), spacing_mm=(4.0, 4.0, 4.0))
+TUMOUR, PAROTID, LARYNX, MANDIBLE, MAYBE_LESION = 1, 2, 3, 4, 5
+SHAPE = (6, 7, 8)
+STRAIGHT = np.diag([4.0, 4.0, 4.0, 1.0])  # canonical and at the plan's spacing: nothing is resampled
+FLIPPED = np.diag([-4.0, -4.0, 4.0, 1.0])
+
+
+def drawn():
+    """Right parotid (1) and larynx (2) in the file's own ids."""
+    ids = np.zeros(SHAPE, dtype=np.uint8)
+    ids[1:3, 2:4, 3:5] = 1
+    ids[4, 5, 6] = 2
+    return ids
+
+
+def raw(
+    root, name="Dataset001_T", affine=STRAIGHT, mask_affine=None, rows=({"annotated": ["RightParotid", "larynx"]},)
+):
+    """An nnU-Net raw dataset with one CT case per manifest row (None: no row)."""
+    folder = root / name
+    grid = Grid(SHAPE, affine)
+    array = np.random.default_rng(0).integers(-900, 900, SHAPE).astype(np.int16)
+    lines = []
+    for number, row in enumerate(rows):
+        case = f"p_{number:03d}"
+        write_volume(Volume(array, grid, "CT"), folder / "imagesTr" / f"{case}_0000.nii.gz")
+        mask_grid = Grid(SHAPE, affine if mask_affine is None else mask_affine)
+        write_mask(Mask(drawn(), mask_grid), folder / "labelsTr" / f"{case}.nii.gz")
+        if row is not None:
+            lines.append(json.dumps({"dataset": name, "case": case, "modality": "CT"} | row))
+    (folder / "dataset.json").write_text(
+        json.dumps({"labels": {"background": 0, "RightParotid": 1, "larynx": 2}, "channel_names": {"0": "CT"}})
+    )
+    (root / "manifest.jsonl").write_text("\n".join(lines) + "\n")
+    return root
+
+
+@pytest.fixture(autouse=True)
+def _folders(tmp_path):
+    for part in ("imagesTr", "labelsTr", "targetsTr"):
+        (tmp_path / "Dataset001_T" / part).mkdir(parents=True)
+
+
+def load(root, plan=PLAN, **entry):
+    (files, *_) = list_cases(root, "Dataset001_T")
+    return load_case(files, DatasetEntry("Dataset001_T", **entry), plan)
+
+
+def test_cases_are_listed_with_what_they_annotate(tmp_path):
+    root = raw(tmp_path, rows=[{"annotated": ["RightParotid"], "modality": "MR T1", "region": "neck"}, None])
+    first, second = list_cases(root, "Dataset001_T")
+    assert (first.case, first.patient, first.modality, first.region) == ("p_000", "p_000", "MR", "neck")
+    assert first.annotated == ("parotid_right",)
+    assert first.labels == {"parotid_right": 1, "larynx": 2}
+    assert first.mask == root / "Dataset001_T" / "labelsTr" / "p_000.nii.gz"
+    assert second.annotated == ("parotid_right", "larynx")  # no row: all that dataset.json names
+    assert second.modality == "CT"
+
+
+def test_a_class_that_was_not_annotated_is_unknown_not_background(tmp_path):
+    case = load(raw(tmp_path, rows=[{"annotated": ["RightParotid"]}]))
+    expected = np.zeros(SHAPE, dtype=np.uint8)
+    expected[drawn() == 1] = PAROTID  # the larynx in the file is not trusted
+    np.testing.assert_array_equal(case.codes, expected)
+    assert case.table.astype(int).tolist() == [
+        [1, 1, 0, 1, 1],  # background here: perhaps tumour, larynx or mandible, never the parotid
+        [0, 1, 0, 0, 0],
+        [0, 0, 1, 0, 0],
+        [0, 0, 0, 1, 0],
+        [0, 0, 0, 0, 1],
+        [1, 1, 0, 1, 1],
+    ]
+    assert list(case.drawn) == [PAROTID]
+    np.testing.assert_array_equal(case.drawn[PAROTID], np.argwhere(drawn() == 1))
+    assert case.image.shape == (2, *SHAPE)
+
+
+def test_absent_classes_are_background(tmp_path):
+    case = load(raw(tmp_path), absent=("mandible",))
+    assert case.table[0].tolist() == [True, True, False, False, False]
+    assert sorted(case.drawn) == [PAROTID, LARYNX]
+
+
+def test_outside_the_targets_there_is_no_lesion(tmp_path):
+    root = raw(tmp_path)
+    targets = np.zeros(SHAPE, dtype=np.uint8)
+    targets[2:5, 1:6, 2:7] = 3
+    write_mask(Mask(targets, Grid(SHAPE, STRAIGHT)), root / "Dataset001_T" / "targetsTr" / "p_000.nii.gz")
+    case = load(root, lesion_free_outside="targetsTr")
+    assert case.table[0].tolist() == [True, False, False, False, True]
+    assert case.table[MAYBE_LESION].tolist() == [True, True, False, False, True]
+    np.testing.assert_array_equal(case.codes == MAYBE_LESION, (targets > 0) & (drawn() == 0))
+    np.testing.assert_array_equal(case.codes == PAROTID, drawn() == 1)  # what was drawn stays drawn
+    assert MAYBE_LESION not in case.drawn  # no window is centred on a guess
+
+
+def test_without_a_mask_nothing_is_known(tmp_path):
+    root = raw(tmp_path, rows=[None])
+    (root / "Dataset001_T" / "labelsTr" / "p_000.nii.gz").unlink()
+    case = load(root, absent=("larynx",), lesion_free_outside="targetsTr")
+    assert not case.codes.any()
+    assert case.table[0].tolist() == [True, True, True, False, True]
+    assert case.drawn == {}
+
+
+def test_the_orientation_of_the_file_changes_nothing(tmp_path):
+    straight = load(raw(tmp_path))
+    grid = Grid(SHAPE, STRAIGHT)
+    back = FLIPPED.copy()
+    back[:3, 3] = grid.voxel_to_world(np.array([5, 6, 0]))
+    folder = tmp_path / "Dataset001_T"
+    array = np.random.default_rng(0).integers(-900, 900, SHAPE).astype(np.int16)
+    write_volume(Volume(array[::-1, ::-1], Grid(SHAPE, back), "CT"), folder / "imagesTr" / "p_000_0000.nii.gz")
+    write_mask(Mask(drawn()[::-1, ::-1], Grid(SHAPE, back)), folder / "labelsTr" / "p_000.nii.gz")
+    turned = load(tmp_path)
+    np.testing.assert_array_equal(turned.codes, straight.codes)
+    np.testing.assert_array_equal(turned.image, straight.image)
+
+
+def test_image_and_codes_go_to_the_plans_spacing_together(tmp_path):
+    root = raw(tmp_path)
+    array = np.where(drawn() == 1, 240, -160).astype(np.int16)
+    write_volume(Volume(array, Grid(SHAPE, STRAIGHT), "CT"), root / "Dataset001_T" / "imagesTr" / "p_000_0000.nii.gz")
+    case = load(root, PLAN.with_(spacing_mm=(2.0, 4.0, 2.0)))
+    expected = np.zeros((12, 7, 16), dtype=bool)
+    expected[2:6, 2:4, 6:10] = True
+    np.testing.assert_array_equal(case.codes == PAROTID, expected)
+    np.testing.assert_array_equal(case.image[0] > 0, expected)
+
+
+@pytest.mark.parametrize("which", ["mask", "targets"])
+def test_a_mask_on_another_grid_raises(tmp_path, which):
+    moved = STRAIGHT.copy()
+    moved[2, 3] = 4.0
+    root = raw(tmp_path, mask_affine=moved if which == "mask" else None)
+    targets = Mask(drawn(), Grid(SHAPE, moved))
+    write_mask(targets, root / "Dataset001_T" / "targetsTr" / "p_000.nii.gz")
+    with pytest.raises(GridError, match=r"p_000\.nii\.gz: expected the grid of .*p_000_0000"):
+        load(root, lesion_free_outside="targetsTr")
+
+
+def test_a_label_that_dataset_json_does_not_name_raises(tmp_path):
+    root = raw(tmp_path)
+    write_mask(Mask(drawn() * 4, Grid(SHAPE, STRAIGHT)), root / "Dataset001_T" / "labelsTr" / "p_000.nii.gz")
+    with pytest.raises(LabelError, match=r"\[4, 8\]"):
+        load(root)
+
+
+def test_folders_and_manifests_that_do_not_fit(tmp_path):
+    with pytest.raises(ConfigError, match="Dataset999"):
+        list_cases(tmp_path, "Dataset999")
+    raw(tmp_path)
+    for text in ("{not json\n", '{"dataset": "Dataset001_T"}\n', "3\n"):
+        (tmp_path / "manifest.jsonl").write_text(text)
+        with pytest.raises(ConfigError, match="manifest.jsonl.*line 1"):
+            list_cases(tmp_path, "Dataset001_T")
+
+
+def files_of(*patients):
+    return [CaseFiles("d", f"{p}_{n}", p, "CT", Path(), None, {}, ()) for n, p in enumerate(patients)]
+
+
+def test_the_split_goes_by_patient():
+    cases = files_of("a", "b", "a", "c", "d")
+    split = {"validation": ["a"], "evaluation": ["d"]}
+    parts = {part: [c.case for c in split_cases(cases, split, part)] for part in ("training", *split)}
+    assert parts == {"training": ["b_1", "c_3"], "validation": ["a_0", "a_2"], "evaluation": ["d_4"]}
+
+
+def test_a_split_file_that_does_not_fit(tmp_path):
+    for number, text in enumerate(["", "[]", "{}", '{"patients": ["a"]}', '{"patients": {"validation": 3}}']):
+        path = tmp_path / f"{number}.json"
+        path.write_text(text)
+        with pytest.raises(ConfigError, match="a split file"):
+            read_split(path)
+    with pytest.raises(ConfigError, match="missing.json"):
+        read_split(tmp_path / "missing.json")
+
+
+def test_our_split_keeps_every_patient_on_one_side():
+    split = read_split(REPOSITORY / "configs" / "split.json")
+    patients = [patient for part in split.values() for patient in part]
+    assert len(patients) == len(set(patients)) > 20
+    assert set(split) == {"validation", "evaluation"}
+    # one sarcoma patient has a CT and an MR: both go where the patient goes
+    assert sum(p.startswith("sarc_") for p in patients) == 8
+    both = [CaseFiles(d, "sarc_001", "sarc_001", m, Path(), None, {}, ()) for d, m in (("ct", "CT"), ("mr", "MR"))]
+    assert split_cases(both, split, "validation") == both
+    assert split_cases(both, split, "training") == []

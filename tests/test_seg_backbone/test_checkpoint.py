@@ -1,0 +1,95 @@
+"""Model folders: what is saved is what is loaded, and a broken folder is one line."""
+
+import json
+
+import pytest
+import torch
+
+from seg_backbone.checkpoint import find_model, load_model, save_model
+from seg_backbone.errors import CheckpointError
+from seg_backbone.nets import build_network
+from seg_backbone.plan import Plan
+
+OPTIONS = {"features": [4, 8], "blocks": [1, 1], "strides": [1, 2]}
+PLAN = Plan("t", ("tumour", "larynx"), patch=(8, 8, 8), network_options=OPTIONS, trained_on={"CT": ("tumour",)})
+
+
+@pytest.fixture
+def network():
+    torch.manual_seed(0)
+    return build_network("residual_unet", 2, 3, OPTIONS).eval()
+
+
+@pytest.fixture
+def folder(tmp_path, network):
+    return save_model(network, PLAN, tmp_path / "model")
+
+
+@pytest.mark.parametrize(("half", "tolerance"), [(False, 0.0), (True, 5e-3)])
+def test_roundtrip(tmp_path, network, half, tolerance):
+    window = torch.randn(1, 2, 8, 8, 8)
+    folder = save_model(network, PLAN, tmp_path / "new" / "model", half=half)
+    loaded, plan, version = load_model(folder)
+    assert plan == PLAN
+    assert not loaded.training
+    assert len(version) == 12
+    assert all(p.dtype == torch.float32 for p in loaded.parameters())
+    ours, theirs = network.state_dict(), loaded.state_dict()
+    for key, value in ours.items():
+        torch.testing.assert_close(theirs[key], value, atol=1e-6 if half else 0, rtol=1e-3 if half else 0)
+    with torch.inference_mode():
+        torch.testing.assert_close(loaded(window), network(window), atol=max(tolerance, 1e-5), rtol=tolerance)
+    assert sorted(p.name for p in folder.iterdir()) == ["plan.json", "weights.safetensors"]
+
+
+def test_the_version_names_the_weights(tmp_path, network, folder):
+    again = save_model(network, PLAN, tmp_path / "again")
+    assert load_model(again)[2] == load_model(folder)[2]
+    with torch.no_grad():
+        network.decoder.seg_layers[0].bias[0] += 1e-3
+    assert load_model(save_model(network, PLAN, again))[2] != load_model(folder)[2]
+
+
+def refused(folder, words):
+    with pytest.raises(CheckpointError, match=words) as caught:
+        load_model(folder)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("data", [b"", b"not safetensors", None], ids=["empty", "text", "truncated"])
+def test_corrupt_weights(folder, data):
+    path = folder / "weights.safetensors"
+    path.write_bytes(path.read_bytes()[:-100] if data is None else data)
+    refused(folder, "weights.safetensors: expected safetensors")
+
+
+@pytest.mark.parametrize("name", ["plan.json", "weights.safetensors"])
+def test_an_incomplete_folder_lists_what_ships(folder, name):
+    (folder / name).unlink()
+    refused(folder, "a model folder with plan.json and weights.safetensors.*models that ship")
+
+
+def test_a_name_that_does_not_ship():
+    with pytest.raises(CheckpointError, match="no such model"):
+        find_model("no such model")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"classes": ["tumour"]},
+        {"network_options": OPTIONS | {"features": [4, 6]}},
+        {"network_options": OPTIONS | {"blocks": [1, 2]}},
+        {"ct_windows_hu": [[-160, 240]]},
+    ],
+    ids=["classes", "features", "blocks", "channels"],
+)
+def test_weights_of_another_plan(folder, changes):
+    data = json.loads((folder / "plan.json").read_text())
+    (folder / "plan.json").write_text(json.dumps(data | changes))
+    refused(folder, "weights that fit plan.json")
+
+
+def test_a_broken_plan(folder):
+    (folder / "plan.json").write_text("{")
+    refused(folder, "plan.json: expected a plan.json")
