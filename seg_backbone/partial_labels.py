@@ -26,8 +26,8 @@ def marginal_loss(
 
     logits (B, C, i, j, k); codes (B, i, j, k); tables (B, codes, C) bool, every row with at least one True.
     Cross entropy: -log of the probability summed over the voxel's set; a voxel of a drawn foreground class weighs
-    class_weight (C,) of that class, every other voxel 1. Dice: per class over the batch, over the voxels where it is known whether they are that class;
-    classes that no voxel of the batch shows are left out; 0 where none is shown.
+    class_weight (C,) of that class, every other voxel 1. Dice: per class over the batch, over the voxels where it is
+    known whether they are that class; classes that no voxel of the batch shows are left out; 0 where none is shown.
     """
     allowed = allowed_classes(codes, tables)
     log_p = torch.log_softmax(logits.float(), dim=1)

@@ -35,7 +35,7 @@ class SegmentationConfig:
     data: folder of nnU-Net raw datasets. output: run folder (checkpoint, log). datasets: see DatasetEntry.
     start: model folder whose weights to begin from. steps x batch windows are drawn; AdamW with a linear warm-up and a
     cosine to zero over schedule_steps (default: steps); ema: decay of the averaged weights, which are the ones
-    validated and saved. class_weight: class -> weight of its voxels in the cross entropy, 1 for a class that is not named.
+    validated and saved. class_weight: class -> weight of its voxels in the cross entropy, 1 for those not named.
     validation_cases: at most this many a dataset meanwhile.
     """
 

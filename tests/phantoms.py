@@ -10,7 +10,8 @@ from seg_backbone.geometry import Grid
 from seg_backbone.lesions import find_instances
 from seg_backbone.predict import Features
 from seg_backbone.volume import Mask, Volume
-from vlm.scene import INSTANCE_STAGE, VISUAL_STAGE, Scene, build_scene
+from vlm.encoders.backbone import INSTANCE_STAGE, VISUAL_STAGE
+from vlm.scene import Scene, build_scene
 
 SCANS = Path(__file__).parents[1] / "examples" / "scans"
 TEMPLATE = (

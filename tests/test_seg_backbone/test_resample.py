@@ -40,7 +40,9 @@ def test_a_ramp_is_reproduced_inside_when_growing():
     ramp = np.einsum("c,cijk->ijk", [3.0, -2.0, 7.0], np.indices(source)).astype(np.float32)
     centres = [(np.arange(t) + 0.5) * s / t - 0.5 for s, t in zip(source, target, strict=True)]
     expected = np.einsum("c,cijk->ijk", [3.0, -2.0, 7.0], np.stack(np.meshgrid(*centres, indexing="ij")))
-    inside = tuple(slice(*np.flatnonzero((c >= 0) & (c <= s - 1))[[0, -1]] + [0, 1]) for c, s in zip(centres, source))
+    inside = tuple(
+        slice(*np.flatnonzero((c >= 0) & (c <= s - 1))[[0, -1]] + [0, 1]) for c, s in zip(centres, source, strict=True)
+    )
     out = resample_array(ramp, target)
     np.testing.assert_allclose(out[inside], expected[inside], atol=1e-4)
     assert out.min() >= ramp.min()

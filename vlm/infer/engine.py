@@ -17,6 +17,7 @@ from seg_backbone.lesions import Instances, find_instances
 from seg_backbone.predict import Segmentation, Segmenter, as_volume
 from seg_backbone.volume import Mask, Volume, require_same_grid
 from vlm.data.threshold import parse_threshold
+from vlm.encoders.backbone import INSTANCE_STAGE, VISUAL_STAGE
 from vlm.facts import FACTS
 from vlm.grounding import mentions_in
 from vlm.heads import decode
@@ -24,7 +25,7 @@ from vlm.heads.reading import Reading
 from vlm.heads.regression import TARGETS
 from vlm.infer.scope import refusal
 from vlm.model import CONFIG, Opened, VisionLanguageModel, route
-from vlm.scene import INSTANCE_STAGE, VISUAL_STAGE, Scene, build_scene, scene_classes
+from vlm.scene import Scene, build_scene, scene_classes
 from vlm.schema import Answer, Question, check_type
 
 SHIPPED = Path(__file__).parents[1] / "weights"

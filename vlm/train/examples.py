@@ -24,7 +24,8 @@ from seg_backbone.predict import Segmenter
 from seg_backbone.volume import Volume
 from vlm.data.questions import fat_percent, questions_of_case
 from vlm.data.wordings import Wordings
-from vlm.scene import INSTANCE_STAGE, VISUAL_STAGE, Scene, build_scene, describe, scan_facts
+from vlm.encoders.backbone import INSTANCE_STAGE, VISUAL_STAGE
+from vlm.scene import Scene, build_scene, describe, scan_facts
 from vlm.schema import Question
 
 
