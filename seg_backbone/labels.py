@@ -26,9 +26,9 @@ WORDS: dict[str, tuple[str, ...]] = {
     "spinal_cord": ("spinal cord", "cord", "medulla spinalis", "spinalcord"),
     "parotid_right": ("right parotid gland", "right parotid", "parotid gland on the right", "rightparotid"),
     "parotid_left": ("left parotid gland", "left parotid", "parotid gland on the left", "leftparotid"),
-    "esophagus": ("esophagus", "oesophagus", "gullet"),
-    "larynx": ("larynx", "voice box"),
-    "mandible": ("mandible", "lower jaw", "jaw bone", "jawbone"),
+    "esophagus": ("esophagus", "oesophagus", "gullet", "food pipe"),
+    "larynx": ("larynx", "voice box", "voicebox"),
+    "mandible": ("mandible", "lower jaw", "jaw bone", "jawbone", "jaw"),
 }
 LESIONS = ("tumour",)
 # Anatomy that people ask about and no checkpoint here segments: what to answer is "not trained for it", never "no".

@@ -91,6 +91,7 @@ def test_classification(scene: Scene) -> None:
     assert larger["choice"] == "left parotid gland"
     assert read(scene, "larger", (right, left), "parotid", options=("left", "right"))["choice"] == "left"
     assert read(scene, "modality", (), options=("MRI", "CT"))["choice"] == "CT"
+    assert read(scene, "presence", (1,), options=("larynx", "tumour"))["choice"] == "tumour"
     refused = read(scene, "presence", (1,), options=("cat", "dog"))
     assert refused["abstained"] and "none of the options" in refused["reason"]
 

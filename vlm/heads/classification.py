@@ -57,6 +57,13 @@ def _choose(reading: Reading, value: str, text: str, instances: list[Instance], 
 
 def _presence(reading: Reading) -> dict[str, Any]:
     chosen, thing = reading.selected(), reading.thing()
+    options = reading.question.options
+    if options and not any(match_option(word, options) for word in ("yes", "no")):
+        named = [i for i in chosen if match_option(i.label, options)]  # options are structures: which one is there?
+        if named:
+            instance = max(named, key=lambda i: i.volume_ml)
+            text = f"The {display(instance.label)}."
+            return _choose(reading, instance.label, text, [instance], reading.confidence([instance]))
     if chosen:
         text = f"Yes, there {'is a' if len(chosen) == 1 else f'are {len(chosen)}'} {display(chosen[0].label)}."
         text = text if len(chosen) == 1 else f"Yes, {len(chosen)} were found."
