@@ -92,8 +92,8 @@ def read_image(path: str | Path, uid: str | None = None) -> Image:
     with _open_all(Path(path)) as files:
         series = _choose(path, _all_series(path, files), uid)
         frames, affine = _stack(path, _frames(path, series))
-        planes = np.stack(_decode(path, frames, files), axis=-1)  # (row, column, slice)
-    array = planes.transpose(1, 0, 2)
+        planes = np.stack(_decode(path, frames, files))  # (slice, row, column)
+    array = planes.transpose(2, 1, 0)
     return Image(array, grid_of(path, array.shape, affine), series.modality)
 
 
