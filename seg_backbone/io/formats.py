@@ -73,7 +73,7 @@ def case_name(scan: str | Path) -> str:
 def is_dicom(path: Path) -> bool:
     """Whether this is DICOM by content: a file of it, or a folder with one at any depth. A zip is not opened."""
     if path.is_dir():
-        return any(is_dicom(item) for item in sorted(path.rglob("*")) if item.is_file())
+        return any(item.is_file() and is_dicom(item) for item in path.rglob("*"))
     with path.open("rb") as file:
         return file.read(132)[128:] == b"DICM"
 
