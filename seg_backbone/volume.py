@@ -17,7 +17,8 @@ class Volume:
     """One scan.
 
     array: (i, j, k) int16 or float32; Hounsfield units for CT, arbitrary units for MR. modality: "CT" or "MR".
-    source: the file or folder it came from. modality_from: "given" or "guessed" (see `guess_modality`).
+    source: the file or folder it came from. modality_from: "given", "header" (of a DICOM file) or "guessed" (see
+    `guess_modality`).
     """
 
     array: np.ndarray

@@ -91,7 +91,7 @@ def test_segment_writes_on_the_grid_of_the_scan(run, model, volume, tmp_path):
     options = ["--statistics", "--preview", "--report", tmp_path / "report.json", "--json", "--device", "cpu"]
     code, stdout, stderr = run("segment", scan.parent, "-o", out, "--model", model, *options)
     assert code == 0
-    assert stderr == f"note: {scan.parent}: not NIfTI files, left out: notes.txt\n"
+    assert stderr == f"note: {scan.parent}: not scans, left out: notes.txt\n"
 
     written = ["ball.nii.gz", "ball.png", "labels.json", "statistics.csv", "upright.nii.gz", "upright.png"]
     assert sorted(path.name for path in out.iterdir()) == written

@@ -9,7 +9,7 @@ import typer
 
 
 def ask(
-    scan: Annotated[Path, typer.Argument(help="NIfTI file")],
+    scan: Annotated[Path, typer.Argument(help="NIfTI, NRRD or MetaImage file, DICOM folder or zip")],
     question: Annotated[str, typer.Argument(help="the question, in quotes")],
     type: Annotated[str | None, typer.Option("--type", help="kind of answer; without it the model decides")] = None,
     options: Annotated[str, typer.Option(help='choices, separated by semicolons: "a;b;c"')] = "",

@@ -12,7 +12,7 @@ def batch(
     questions: Annotated[Path, typer.Argument(help="JSONL, one question a line")],
     output: Annotated[Path, typer.Option("-o", "--output", help="JSONL to write; an existing one is gone on with")],
     scans: Annotated[Path | None, typer.Option(help="folder that `image` is relative to")] = None,
-    masks: Annotated[Path | None, typer.Option(help="folder of CASE.nii.gz to answer from")] = None,
+    masks: Annotated[Path | None, typer.Option(help="folder of CASE.nii.gz (.nrrd, .mha) to answer from")] = None,
     labels: Annotated[Path | None, typer.Option(help="dataset.json or name -> id JSON of the masks")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="only the first N questions")] = None,
     no_resume: Annotated[bool, typer.Option("--no-resume", help="start over")] = False,

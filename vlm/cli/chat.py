@@ -17,7 +17,9 @@ HELP = """/open FILE   another scan
 
 
 def chat(
-    scan: Annotated[Path | None, typer.Argument(help="NIfTI file; /open FILE later")] = None,
+    scan: Annotated[
+        Path | None, typer.Argument(help="NIfTI, NRRD or MetaImage file, DICOM folder or zip; /open FILE later")
+    ] = None,
     model: Annotated[str, typer.Option(help="a model that ships, or a folder")] = "default",
     device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
     modality: Annotated[str | None, typer.Option(help="CT or MR; guessed without it")] = None,

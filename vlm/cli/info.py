@@ -9,7 +9,7 @@ import typer
 
 
 def info(
-    scan: Annotated[Path, typer.Argument(help="A NIfTI file.")],
+    scan: Annotated[Path, typer.Argument(help="NIfTI, NRRD or MetaImage file, DICOM folder or zip.")],
     model: Annotated[str, typer.Option(help="A segmentation model that ships, or a model folder.")] = "default",
     modality: Annotated[Literal["CT", "MR"] | None, typer.Option(help="Guessed without it.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,

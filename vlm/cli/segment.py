@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def segment(
-    paths: Annotated[list[Path], typer.Argument(metavar="PATH", help="NIfTI files, or folders of them.")],
+    paths: Annotated[list[Path], typer.Argument(metavar="PATH", help="Scans (see above), or folders of them.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder for CASE.nii.gz and labels.json.")],
     model: Annotated[str, typer.Option(help="A model that ships, or a model folder.")] = "default",
     fast: Annotated[bool, typer.Option("--fast/--accurate", help="Fewer overlapping windows.")] = False,
@@ -21,13 +21,21 @@ def segment(
         Literal["native", "flare23", "flare24"], typer.Option(help="Whose ids the masks use.")
     ] = "native",
     device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where the network runs.")] = "auto",
-    modality: Annotated[Literal["CT", "MR"] | None, typer.Option(help="Of every scan; guessed without it.")] = None,
+    modality: Annotated[
+        Literal["CT", "MR"] | None, typer.Option(help="Of every scan; a DICOM tells, others are guessed.")
+    ] = None,
     statistics: Annotated[bool, typer.Option("--statistics", help="Also OUT/statistics.csv.")] = False,
     preview: Annotated[bool, typer.Option("--preview", help="Also OUT/CASE.png, a look at three planes.")] = False,
+    dicom_seg: Annotated[
+        bool, typer.Option("--dicom-seg", help="Also OUT/CASE.seg.dcm, a DICOM Segmentation of a DICOM scan.")
+    ] = False,
     report: Annotated[Path | None, typer.Option(help="JSON to write, one object a scan.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report.")] = False,
 ) -> None:
-    """Segment scans and measure what is found. CASE_0000.nii.gz becomes OUT/CASE.nii.gz."""
+    """Segment scans and measure what is found. CASE_0000.nii.gz becomes OUT/CASE.nii.gz.
+
+    A scan is a NIfTI, NRRD or MetaImage file, or a DICOM folder or zip; PATH#UID is one series of several in it.
+    """
     import json
 
     scans = collect(paths, out)
@@ -50,10 +58,19 @@ def segment(
         for case, scan in scans.items():
             progress("scans", len(entries), len(scans))
             try:
+                if dicom_seg:
+                    from seg_backbone.io.dicom_seg import require_dicom
+
+                    require_dicom(scan)
                 volume = read_volume(scan, modality)
                 result = segmenter(volume, fast=fast, progress=lambda done, total: progress("windows", done, total))
                 mask, dropped = to_scheme(result.mask, labels)
                 written = write_mask(mask, out / f"{case}.nii.gz")
+                if dicom_seg:
+                    from seg_backbone.io.dicom_seg import write_dicom_seg
+
+                    if write_dicom_seg(mask, scan, out / f"{case}.seg.dcm", result.report["model"]) is None:
+                        print(f"note: {scan}: nothing found, so no DICOM-SEG", file=sys.stderr)
                 if preview:
                     from seg_backbone.preview import write_preview
 
@@ -97,26 +114,22 @@ def collect(paths: list[Path], out: Path) -> dict[str, Path]:
     overwrite a scan.
     """
     from seg_backbone.errors import ConfigError, ScanError
-    from seg_backbone.io import SUFFIXES
+    from seg_backbone.io import SUFFIXES, case_name, find_scans
 
     files: list[Path] = []
     for path in paths:
         if not path.is_dir():
             files.append(path)
             continue
-        inside = sorted(item for item in path.iterdir() if not item.name.startswith("."))
-        scans = [item for item in inside if item.name.endswith(SUFFIXES) and not item.is_dir()]
+        scans, others = find_scans(path)
         if not scans:
-            raise ScanError(path, f"a folder with scans ({', '.join(SUFFIXES)})", "none", "check the path")
-        if others := [item.name for item in inside if item not in scans]:
-            print(f"note: {path}: not NIfTI files, left out: {', '.join(others)}", file=sys.stderr)
+            raise ScanError(path, f"a folder with scans ({', '.join(SUFFIXES)}, DICOM)", "none", "check the path")
+        if others:
+            print(f"note: {path}: not scans, left out: {', '.join(others)}", file=sys.stderr)
         files += scans
     cases: dict[str, Path] = {}
     for scan in dict.fromkeys(files):
-        name = scan.name
-        for suffix in SUFFIXES:
-            name = name.removesuffix(suffix)
-        case = name.removesuffix("_0000")
+        case = case_name(scan)
         if case in cases:
             raise ConfigError(scan, "case names that differ", f"{case!r} again, as {cases[case]}", "run them apart")
         cases[case] = scan

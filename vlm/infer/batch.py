@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from seg_backbone.errors import InputError, QuestionError
+from seg_backbone.io import SUFFIXES, case_name
 from vlm.infer.blind import BlindEngine
 from vlm.infer.engine import Engine
 from vlm.schema import Answer, Question, read_questions
@@ -38,9 +39,10 @@ def run_batch(
 ) -> BatchResult:
     """Answer the questions of a JSONL file, scan by scan, each scan opened once.
 
-    scans: folder that `image` is relative to (default: the question file's). masks: folder of CASE.nii.gz to answer
-    from instead of predicted masks; labels: their class name -> id. A question that fails is written with `unscored`
-    set and tried again by the next run; answered ones are kept. Raises QuestionError for a file that does not fit.
+    scans: folder that `image` is relative to (default: the question file's). masks: folder of CASE.nii.gz (or another
+    format) to answer from instead of predicted masks; labels: their class name -> id. A question that fails is written
+    with `unscored` set and tried again by the next run; answered ones are kept. Raises QuestionError for a file that
+    does not fit.
     """
     todo = list(read_questions(questions))[:limit]
     done = _finished(answers) if resume else {}
@@ -58,7 +60,7 @@ def run_batch(
             fault = None
             if isinstance(engine, Engine):
                 try:
-                    mask = masks / f"{_case(image)}.nii.gz" if masks else None
+                    mask = _mask_of(root / image, masks) if masks else None
                     scan = engine.open(root / image, mask, labels, fast=fast)
                 except InputError as error:
                     fault = str(error)
@@ -76,9 +78,10 @@ def run_batch(
     return BatchResult(count - failed, len(kept), failed)
 
 
-def _case(image: str) -> str:
-    name = Path(image).name.removesuffix(".gz").removesuffix(".nii")
-    return name.removesuffix("_0000")
+def _mask_of(scan: Path, masks: Path) -> Path:
+    """CASE.nii.gz, or the same name in another format where that is the one that is there."""
+    named = [masks / f"{case_name(scan)}{suffix}" for suffix in SUFFIXES]
+    return next((path for path in named if path.is_file()), named[0])
 
 
 def _finished(path: Path) -> dict[str, dict[str, Any]]:
