@@ -104,6 +104,48 @@ def masks(
     _finish(results, out, as_json)
 
 
+@app.command()
+def rank(
+    results: Annotated[list[Path], typer.Argument(metavar="RESULTS...", help="Folders that masks or answers wrote.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder for leaderboard.json, .csv, .md and places.png.")],
+    tolerance_seconds: Annotated[float, typer.Option(min=0, help="Running times up to this count as equal.")] = 0.0,
+    tolerance_mb: Annotated[float, typer.Option(min=0, help="Peaks of memory up to this count as equal.")] = 0.0,
+    as_json: AsJson = False,
+    seed: Seed = 0,
+    resamples: Resamples = 1000,
+) -> None:
+    """Rank systems as FLARE does: ranks per case and metric, averaged; with bootstrap intervals and paired tests.
+
+    Time and memory count where each folder holds efficiency/CASE/, written by `vlm evaluate efficiency -o`.
+    """
+    from eval.plots import plot_places
+    from eval.ranking import Ranking
+    from eval.scores import read_scores
+
+    scores = read_scores(results, True, tolerance_seconds, tolerance_mb)
+    ranking = Ranking(scores, seed, resamples)
+    plot_places(ranking, out / "places.png")
+    _finish(ranking, out, as_json, ("leaderboard.json", "leaderboard.csv", "leaderboard.md"))
+
+
+@app.command()
+def compare(
+    first: Annotated[Path, typer.Argument(metavar="A", help="Folder that masks or answers wrote.")],
+    second: Annotated[Path, typer.Argument(metavar="B", help="Another one, of the same cases.")],
+    out: Annotated[
+        Path, typer.Option("-o", "--out", help="Folder for comparison.json, differences.csv and comparison.md.")
+    ],
+    as_json: AsJson = False,
+    seed: Seed = 0,
+    resamples: Resamples = 1000,
+) -> None:
+    """Paired differences A - B of every metric, with 95 % intervals and p values."""
+    from eval import comparison
+
+    results = comparison.compare(first, second, seed, resamples)
+    _finish(results, out, as_json, ("comparison.json", "differences.csv", "comparison.md"))
+
+
 @app.command(context_settings={"allow_interspersed_args": False})
 def efficiency(
     command: Annotated[list[str], typer.Argument(metavar="-- COMMAND...", help="What to run and measure.")],
