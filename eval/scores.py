@@ -18,10 +18,13 @@ from eval.answers import MISSING, UNSCORED
 from seg_backbone.errors import ConfigError, InputError
 from seg_backbone.labels import LESIONS
 
-MASK_COLUMNS = ("dsc", "nsd")  # of a mask's per_case.csv
+# Columns of a mask's per_case.csv: what FLARE ranks, other shares of 1, and what should be small.
+RANKED = ("dsc", "nsd")
+SHARES = ("lesion_f1", "panoptic_quality", "lesion_dsc")
+SMALL = ("hd95_mm", "false_positive_ml", "false_negative_ml")
 EFFICIENCY = "efficiency"  # RESULTS/efficiency/CASE/efficiency.json, one run a case
 TIME, GPU_AREA, HOST_AREA = "seconds", "gpu_area_mb_s", "host_area_mb_s"
-LOWER_IS_BETTER = (TIME, GPU_AREA, HOST_AREA)
+LOWER_IS_BETTER = (TIME, GPU_AREA, HOST_AREA, *SMALL)
 
 Values = dict[str, dict[str, float]]  # metric -> case -> value, NaN where there is none
 
@@ -104,7 +107,10 @@ def read_scores(
         if len(system.clusters) < len(cases)
     ]
     metrics = list(dict.fromkeys(metric for system in systems for metric in system.table))
-    values = {metric: _joined(systems, cases, metric) for metric in metrics}
+    shared = [metric for metric in metrics if all(metric in system.table for system in systems)]
+    if len(shared) < len(metrics):
+        notes.append(f"Not in every folder, left out: {', '.join(m for m in metrics if m not in shared)}.")
+    values = {metric: _joined(systems, cases, metric) for metric in shared}
     if first.kind == "masks" and grouped:
         values = _grouped(values)
     costs, notes_on_costs = _costs(systems, cases, tolerance_seconds, tolerance_mb)
@@ -148,8 +154,9 @@ def _read_folder(folder: Path, name: str) -> list[_System]:
 def _of_masks(rows: list[dict[str, str]]) -> tuple[Values, dict[str, str]]:
     table: Values = {}
     for row in rows:
-        for column in MASK_COLUMNS:
-            table.setdefault(f"{row['class']} {column}", {})[row["case"]] = float(row[column] or "nan")
+        for column in (*RANKED, *SHARES, *SMALL):
+            if column in row:
+                table.setdefault(f"{row['class']} {column}", {})[row["case"]] = float(row[column] or "nan")
     return table, {row["case"]: row["case"] for row in rows}
 
 
@@ -178,7 +185,8 @@ def _grouped(values: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     members: dict[str, list[np.ndarray]] = {}
     for metric, array in values.items():
         name, _, column = metric.rpartition(" ")
-        members.setdefault(f"{'lesions' if name in LESIONS else 'organs'} {column}", []).append(array)
+        if column in RANKED:
+            members.setdefault(f"{'lesions' if name in LESIONS else 'organs'} {column}", []).append(array)
     grouped = {}
     for metric, arrays in members.items():
         stacked = np.array(arrays)

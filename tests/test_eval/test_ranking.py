@@ -132,6 +132,16 @@ def test_rightly_empty_beats_a_false_positive_and_a_lacking_case_counts_nothing(
     assert scores.notes == ["lacking lacks 1 of 3 cases, which count 0."]
 
 
+def test_a_class_that_one_folder_did_not_score_is_left_out(masks):
+    """The other's liver must not count as rightly empty."""
+    x, y = masks("x", {"1": (0.5, 0.5)}), masks("y", {"1": (0.6, 0.6)})
+    with (y / "per_case.csv").open("a") as file:
+        file.write("1,liver,0.9,0.9\n")
+    scores = read_scores([x, y], grouped=False)
+    assert list(scores.values) == ["tumour dsc", "tumour nsd"]
+    assert scores.notes == ["Not in every folder, left out: liver dsc, liver nsd."]
+
+
 def test_organs_are_averaged_within_a_case(tmp_path):
     rows = [
         {"case": "1", "class": "liver", "dsc": 0.9, "nsd": 0.8},
@@ -274,6 +284,7 @@ def test_command_lines_from_masks_to_leaderboard(tmp_path):
     assert "| tumour dsc | 3 | 0.750 | 1.000 | -0.250 [-0.250, -0.250] | 0.2500 | 0 / 0 / 3 |" in compared.stdout
     assert json.loads((tmp_path / "out" / "comparison.json").read_text())["a"] == "shifted"
     with (tmp_path / "out" / "differences.csv").open() as file:
-        assert len(list(csv.DictReader(file))) == 6
+        differences = [row for row in csv.DictReader(file) if row["metric"] == "tumour hd95_mm"]
+    assert [(row["case"], float(row["a"]), float(row["b"])) for row in differences] == [(c, 3, 0) for c in "123"]
     assert isinstance(run("rank", results[0], "-o", tmp_path / "none").exception, ConfigError)
     assert not (tmp_path / "none").exists()
