@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -20,15 +20,9 @@ def clustered_intervals(
     Source: Efron and Tibshirani, An Introduction to the Bootstrap (1993), ch. 13 (percentile interval); Field and
     Welsh, Bootstrapping clustered data, J. R. Stat. Soc. B 69 (2007), section 2 (cluster bootstrap).
     """
-    names = np.asarray(clusters, dtype=str)
-    members = [np.flatnonzero(names == name) for name in np.unique(names)]
-    if len(members) < 2:
-        return {}
-    generator = np.random.default_rng(seed)
     samples: dict[str, list[float]] = {}
-    for _ in range(resamples):
-        drawn = generator.integers(0, len(members), len(members))
-        for name, value in statistic(np.concatenate([members[one] for one in drawn])).items():
+    for drawn in clustered_samples(clusters, seed, resamples):
+        for name, value in statistic(drawn).items():
             samples.setdefault(name, []).append(value)
     tails = [50 * (1 - level), 50 * (1 + level)]
     intervals = {}
@@ -38,3 +32,18 @@ def clustered_intervals(
             low, high = np.percentile(finite, tails)
             intervals[name] = (float(low), float(high))
     return intervals
+
+
+def clustered_samples(clusters: Sequence[str], seed: int, resamples: int) -> Iterator[np.ndarray]:
+    """(m,) indices of the items of as many clusters as there are, drawn with replacement, `resamples` times.
+
+    Nothing for fewer than two clusters.
+    """
+    names = np.asarray(clusters, dtype=str)
+    members = [np.flatnonzero(names == name) for name in np.unique(names)]
+    if len(members) < 2:
+        return
+    generator = np.random.default_rng(seed)
+    for _ in range(resamples):
+        drawn = generator.integers(0, len(members), len(members))
+        yield np.concatenate([members[one] for one in drawn])

@@ -53,7 +53,7 @@ def match_boxes(predicted: Sequence[Box], reference: Sequence[Box], iou_threshol
     """One-to-one pairs (predicted index, reference index) with IoU >= the threshold.
 
     Boxes whose labels are both given and differ never pair. Hungarian assignment of the largest number of pairs, ties
-    by IoU (the cost of StarDist's `matching`, Schmidt et al. 2018); empty where either side is empty.
+    by IoU (as StarDist's `matching`, Schmidt et al. 2018); empty where either side is empty.
     """
     if not predicted or not reference:
         return []
@@ -62,9 +62,19 @@ def match_boxes(predicted: Sequence[Box], reference: Sequence[Box], iou_threshol
         for j, other in enumerate(reference):
             if one.label is not None and other.label is not None and one.label != other.label:
                 iou[i, j] = 0
+    return match(iou, iou_threshold)
+
+
+def match(iou: np.ndarray, iou_threshold: float) -> list[tuple[int, int]]:
+    """One-to-one pairs (row, column) of an IoU matrix with at least the threshold, which is above 0; see
+    `match_boxes`."""
     hit = iou >= iou_threshold
-    rows, columns = linear_sum_assignment(hit + iou / (2 * min(iou.shape)), maximize=True)
-    return [(int(i), int(j)) for i, j in zip(rows, columns, strict=True) if hit[i, j]]
+    rows, columns = np.flatnonzero(hit.any(axis=1)), np.flatnonzero(hit.any(axis=0))
+    if not len(rows):
+        return []
+    part, some = hit[np.ix_(rows, columns)], iou[np.ix_(rows, columns)]
+    pairs = zip(*linear_sum_assignment(part + part * some / (2 * min(part.shape)), maximize=True), strict=True)
+    return [(int(rows[i]), int(columns[j])) for i, j in pairs if part[i, j]]
 
 
 def detection_counts(predicted: Sequence[Box], reference: Sequence[Box], iou_threshold: float) -> tuple[int, int, int]:

@@ -1,4 +1,4 @@
-"""Scores on disk: metrics.json for programs, per_case.csv for a closer look, table.md for people."""
+"""Scores on disk: JSON for programs, CSV for a closer look, markdown for people."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import csv
 import io
 import json
 import math
-import os
-import tempfile
 from pathlib import Path
 from typing import Any, Protocol
 
 from eval.tables import Table, markdown
+from seg_backbone.io.atomic import replacing
+
+FILES = ("metrics.json", "per_case.csv", "table.md")
 
 
 class Results(Protocol):
@@ -24,16 +25,14 @@ class Results(Protocol):
     def tables(self) -> list[Table]: ...
 
 
-def write_results(results: Results, out_dir: str | Path) -> list[Path]:
-    """Write OUT/metrics.json, OUT/per_case.csv and OUT/table.md, each atomically. Returns the three paths."""
-    out_dir = Path(out_dir)
-    out_dir.mkdir(parents=True, exist_ok=True)
-    contents = {
-        "metrics.json": metrics_json(results),
-        "per_case.csv": _csv(results.rows()),
-        "table.md": markdown(results.tables()),
-    }
-    return [_write(out_dir / name, text) for name, text in contents.items()]
+def write_results(results: Results, out_dir: str | Path, names: tuple[str, str, str] = FILES) -> list[Path]:
+    """Write metrics, rows and tables to OUT under the three names, each atomically. Returns the three paths."""
+    texts = (metrics_json(results), _csv(results.rows()), markdown(results.tables()))
+    paths = [Path(out_dir) / name for name in names]
+    for path, text in zip(paths, texts, strict=True):
+        with replacing(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    return paths
 
 
 def metrics_json(results: Results) -> str:
@@ -57,15 +56,3 @@ def _csv(rows: list[dict[str, Any]]) -> str:
         for row in rows:
             writer.writerow({key: "" if isinstance(v, float) and math.isnan(v) else v for key, v in row.items()})
     return text.getvalue()
-
-
-def _write(path: Path, text: str) -> Path:
-    handle, temporary = tempfile.mkstemp(prefix=".", dir=path.parent)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
-    return path

@@ -1,4 +1,4 @@
-"""Folders of label maps against a reference folder: DSC and NSD per case and class, by a named protocol.
+"""Folders of label maps against a reference folder: DSC, NSD and more per case and class, by a named protocol.
 
 The official FLARE scripts have habits a careful scorer would not choose. `flare23` and `flare24` keep them, so that a
 figure compares with a published one; `corrected` mends them; `automsc` is task 2 of FLARE26. Every result names its
@@ -20,13 +20,16 @@ from scipy.ndimage import find_objects
 
 from eval.bootstrap import clustered_intervals
 from eval.jsonl import read_jsonl
-from eval.overlap import border_dice, dice, surface_dice
+from eval.lesionwise import Lesions, compare_lesions, lesion_figures
+from eval.overlap import border_dice, dice, surface_scores
 from eval.tables import Table, with_interval
 from seg_backbone.errors import ConfigError, GridError, InputError, LabelError
 from seg_backbone.geometry import Grid
 from seg_backbone.io.nifti import SUFFIXES, read_mask
 from seg_backbone.labels import FLARE23_LABELS, FLARE24_LABELS, LESIONS, canonical, read_labels
 from seg_backbone.volume import Mask, require_same_grid
+
+Box = tuple[slice, ...]
 
 # NSD tolerances in mm of the FLARE challenges; any other class has DEFAULT_TOLERANCE_MM.
 TOLERANCES_MM = {
@@ -60,7 +63,8 @@ class Protocol:
     count only in the reference's z range; drop_top_slice: without its last slice (the official off-by-one).
     only_label: any value but 0 and this one scores the case 0. over_predictions: cases are the files in the prediction
     folder, so a missing one goes unpenalised. missing_raises: a missing prediction ends the run. border_nsd: NSD over
-    border voxels at `tolerance_mm`, else over surface elements with the tolerance of each class.
+    border voxels at `tolerance_mm`, else over surface elements with the tolerance of each class. detailed: also HD95
+    and, for lesion classes, each lesion by itself.
     """
 
     name: str
@@ -76,6 +80,7 @@ class Protocol:
     missing_raises: bool = False
     border_nsd: bool = False
     tolerance_mm: float | None = None
+    detailed: bool = False
 
 
 PROTOCOLS = {
@@ -111,8 +116,9 @@ PROTOCOLS = {
             "every reference case counts and a missing prediction scores 0 for each annotated class; both empty is "
             "left out, one empty 0; unannotated classes are skipped; aorta, inferior vena cava and esophagus in the "
             "reference's whole z range; another grid or an unnamed label value is an error; FLARE tolerances, 2 mm for "
-            "other classes",
+            "other classes; HD95 over the cases where both sides have the class; lesions as 26-connected components",
             z_limited=True,
+            detailed=True,
         ),
         Protocol(
             "automsc",
@@ -124,6 +130,17 @@ PROTOCOLS = {
     )
 }
 
+# Of per_case.csv, for lesion classes under a detailed protocol.
+LESION_COLUMNS = (
+    "reference_lesions",
+    "predicted_lesions",
+    "lesion_f1",
+    "panoptic_quality",
+    "lesion_dsc",
+    "false_positive_ml",
+    "false_negative_ml",
+)
+
 # States of a (case, class) pair. Only the first four carry a score.
 SCORED, BOTH_EMPTY, MISSING, INVALID = "scored", "both empty", "missing prediction", "other label values"
 NOT_ANNOTATED, UNDEFINED = "not annotated", "undefined"
@@ -133,7 +150,8 @@ NOT_ANNOTATED, UNDEFINED = "not annotated", "undefined"
 class MaskScore:
     """One case and class. dsc, nsd: 0..1, NaN where the state carries no score. Volumes are of the whole mask, ml.
 
-    `predicted_ml` is NaN where there is no prediction.
+    `predicted_ml` is NaN where there is no prediction. hd95_mm: NaN where either side is empty and where NSD is not
+    over surface elements. lesions: of a lesion class that the case annotates, under a detailed protocol.
     """
 
     case: str
@@ -144,6 +162,8 @@ class MaskScore:
     tolerance_mm: float
     reference_ml: float
     predicted_ml: float
+    hd95_mm: float = float("nan")
+    lesions: Lesions | None = None
 
 
 @dataclass(frozen=True)
@@ -190,12 +210,13 @@ class MaskResults:
                 for group, names in groups.items()
                 if names
             },
+            "lesionwise": self._lesionwise(),
             "bootstrap": {"seed": self.seed, "resamples": self.resamples, "level": 0.95, "cluster": "case"},
             "notes": self.notes,
         }
 
     def rows(self) -> list[dict[str, Any]]:
-        """One row a case and class, for per_case.csv."""
+        """One row a case and class, for per_case.csv; with HD95 and lesions under a detailed protocol."""
         return [
             {
                 "case": score.case,
@@ -206,26 +227,33 @@ class MaskResults:
                 "tolerance_mm": score.tolerance_mm,
                 "reference_ml": score.reference_ml,
                 "predicted_ml": score.predicted_ml,
+                **(_details(score) if self.protocol.detailed else {}),
             }
             for score in self.scores
         ]
 
     def tables(self) -> list[Table]:
-        """One row a class and one a mean over classes."""
+        """One row a class and one a mean over classes; under a detailed protocol also the figures of the lesions."""
         metrics = self.metrics()
+        scores = {
+            "dsc": ("DSC", 3),
+            "nsd": ("NSD", 3),
+            **({"hd95_mm": ("HD95 mm", 1)} if self.protocol.detailed else {}),
+        }
+        counts = ("scored", "both_empty", "not_annotated", "missing", "false_positive")
         rows = []
         for name, values in metrics["classes"].items():
-            counts = [
-                str(values[key]) for key in ("scored", "both_empty", "not_annotated", "missing", "false_positive")
+            printed = [
+                with_interval(values[key]["mean"], values[key]["interval"], digits)
+                for key, (_, digits) in scores.items()
             ]
-            scores = [with_interval(v["mean"], v["interval"], 3) for v in (values["dsc"], values["nsd"])]
-            rows.append([name, *scores, f"{values['tolerance_mm']:g}", *counts])
+            rows.append([name, *printed, f"{values['tolerance_mm']:g}", *(str(values[key]) for key in counts)])
         for name, values in metrics["mean"].items():
-            rows.append([f"mean {name}", *(with_interval(values[key], None, 3) for key in ("dsc", "nsd")), *[""] * 6])
+            printed = [with_interval(values.get(key), None, digits) for key, (_, digits) in scores.items()]
+            rows.append([f"mean {name}", *printed, *[""] * 6])
         columns = [
             "class",
-            "DSC",
-            "NSD",
+            *(head for head, _ in scores.values()),
             "tolerance mm",
             "n",
             "both empty",
@@ -234,14 +262,20 @@ class MaskResults:
             "false positives",
         ]
         title = f"Masks, protocol {self.protocol.name}: {self.cases} cases"
-        return [Table(title, columns, rows, [self.protocol.description + ".", *self.notes])]
+        tables = [Table(title, columns, rows, [self.protocol.description + ".", *self.notes])]
+        for name, own in metrics["lesionwise"].items():
+            title = f"Lesions, {name}: {own['reference']} drawn, {own['predicted']} predicted, {own['cases']} cases"
+            figures = [[key, with_interval(one["value"], one["interval"], 3)] for key, one in own["figures"].items()]
+            tables.append(Table(title, ["figure", "value"], figures))
+        return tables
 
     def _of_class(self, name: str) -> dict[str, Any]:
         scores = [score for score in self.scores if score.label == name]
         counted = [score for score in scores if not np.isnan(score.dsc)]
-        values = {key: np.array([getattr(score, key) for score in counted]) for key in ("dsc", "nsd")}
+        keys = ("dsc", "nsd", "hd95_mm") if self.protocol.detailed else ("dsc", "nsd")
+        values = {key: np.array([getattr(score, key) for score in counted]) for key in keys}
         intervals = clustered_intervals(
-            lambda index: {key: float(array[index].mean()) for key, array in values.items()},
+            lambda index: {key: _known_mean(array[index]) for key, array in values.items()},
             [score.case for score in counted],
             self.seed,
             self.resamples,
@@ -262,11 +296,29 @@ class MaskResults:
             "false_positive": sum(s.state == SCORED and s.reference_ml == 0 and s.predicted_ml > 0 for s in scores),
         }
 
+    def _lesionwise(self) -> dict[str, Any]:
+        """Lesion class -> counts and the figures of `lesion_figures`; empty unless the protocol is detailed."""
+        classes = {}
+        for name in self.labels:
+            own = [(score.case, score.lesions) for score in self.scores if score.label == name and score.lesions]
+            if own:
+                cases, lesions = [case for case, _ in own], [one for _, one in own]
+                statistic = lesion_figures(lesions)
+                intervals = clustered_intervals(statistic, cases, self.seed, self.resamples)
+                classes[name] = {
+                    "cases": len(cases),
+                    "reference": sum(len(one.reference_ml) for one in lesions),
+                    "predicted": sum(len(one.predicted_ml) for one in lesions),
+                    "figures": {
+                        key: {"value": value, "interval": intervals.get(key)}
+                        for key, value in statistic(np.arange(len(lesions))).items()
+                        if not np.isnan(value)
+                    },
+                }
+        return classes
+
     def _mean(self, values: list[float]) -> float:
-        known = [value for value in values if not np.isnan(value)]
-        if not known:
-            return float("nan")
-        mean = float(np.mean(known))
+        mean = _known_mean(np.array(values))
         return round(mean, 4) if self.protocol.official else mean
 
 
@@ -440,12 +492,16 @@ def _score_case(
     invalid = rules.only_label is not None and prediction is not None and prediction.array.max() > rules.only_label
     for name, reference_id in reference.labels.items():
         prediction_id = prediction.labels.get(name, 0) if prediction is not None else 0
-        n_reference = _size(reference, reference_boxes, reference_id)
-        n_prediction = _size(prediction, prediction_boxes, prediction_id) if prediction is not None else 0
+        reference_box, prediction_box = _box(reference_boxes, reference_id), _box(prediction_boxes, prediction_id)
+        box = _union(reference_box, prediction_box)
+        truth = _cut(reference if reference_box else None, box, reference_id)
+        ours = _cut(prediction if prediction_box else None, box, prediction_id)
+        n_reference, n_prediction = int(truth.sum()), int(ours.sum())
         tolerance = rules.tolerance_mm or tolerance_of(name)
-        dsc, nsd = 0.0, 0.0
+        dsc, nsd, hd95 = 0.0, 0.0, nan
+        lesions = compare_lesions(ours, truth, voxel_ml) if rules.detailed and name in LESIONS else None
         if name not in annotated:
-            state, dsc, nsd = NOT_ANNOTATED, nan, nan
+            state, dsc, nsd, lesions = NOT_ANNOTATED, nan, nan, None
         elif prediction is None:
             state = MISSING
         elif invalid:
@@ -455,34 +511,66 @@ def _score_case(
         elif not n_reference or not n_prediction:
             state = SCORED
         else:
-            box = _union(reference_boxes[reference_id - 1], prediction_boxes[prediction_id - 1])
             if rules.z_limited and name in Z_LIMITED:
-                axis = reference.grid.axial_axis
-                rows = reference_boxes[reference_id - 1][axis]
-                rows = slice(rows.start, rows.stop - 1) if rules.drop_top_slice else rows
-                box = tuple(rows if i == axis else side for i, side in enumerate(box))
-            ours, truth = prediction.array[box] == prediction_id, reference.array[box] == reference_id
+                inside = _z_range(truth, reference.grid.axial_axis, rules.drop_top_slice)
+                ours, truth = ours[inside], truth[inside]
             state, dsc = SCORED, dice(ours, truth)
             if np.isnan(dsc):
                 state, nsd = UNDEFINED, nan
             elif dsc >= rules.nsd_floor:
-                measure = border_dice if rules.border_nsd else surface_dice
-                nsd = measure(ours, truth, reference.grid.spacing_mm, tolerance)
+                if rules.border_nsd:
+                    nsd = border_dice(ours, truth, reference.grid.spacing_mm, tolerance)
+                else:
+                    nsd, hd95 = surface_scores(ours, truth, reference.grid.spacing_mm, tolerance)
         if rules.official:
             dsc, nsd = round(dsc, 4), round(nsd, 4)
         predicted_ml = n_prediction * voxel_ml if prediction is not None else nan
-        yield MaskScore(case, name, state, dsc, nsd, tolerance, n_reference * voxel_ml, predicted_ml)
+        yield MaskScore(case, name, state, dsc, nsd, tolerance, n_reference * voxel_ml, predicted_ml, hd95, lesions)
 
 
-def _size(mask: Mask, boxes: list[tuple[slice, ...] | None], value: int) -> int:
-    """Voxels of one id, looked for only inside its box; id 0 (a class the labels lack) has none."""
-    box = boxes[value - 1] if 0 < value <= len(boxes) else None
-    return int(np.count_nonzero(mask.array[box] == value)) if box is not None else 0
+def _box(boxes: list[Box | None], value: int) -> Box | None:
+    """The box of one id; None where it is absent, and for id 0 (a class the labels lack)."""
+    return boxes[value - 1] if 0 < value <= len(boxes) else None
 
 
-def _union(first: tuple[slice, ...], second: tuple[slice, ...]) -> tuple[slice, ...]:
-    """The smallest box around two. No margin: outside the array counts as background in both surface measures."""
+def _union(first: Box | None, second: Box | None) -> Box:
+    """The smallest box around those that are there, one voxel where none is. No margin: outside the array counts as
+    background in both surface measures."""
+    if first is None or second is None:
+        return first or second or (slice(0, 1),) * 3
     return tuple(slice(min(a.start, b.start), max(a.stop, b.stop)) for a, b in zip(first, second, strict=True))
+
+
+def _cut(mask: Mask | None, box: Box, value: int) -> np.ndarray:
+    """Where one id is inside a box, boolean; nowhere without a mask."""
+    if mask is None:
+        return np.zeros([side.stop - side.start for side in box], dtype=bool)
+    return mask.array[box] == value
+
+
+def _z_range(truth: np.ndarray, axis: int, drop_top: bool) -> Box:
+    """The slices along `axis` that `truth`, which is not empty, occupies; without the last one if drop_top."""
+    rows = np.flatnonzero(truth.any(axis=tuple(i for i in range(truth.ndim) if i != axis)))
+    inside = slice(int(rows[0]), int(rows[-1]) + 1 - drop_top)
+    return tuple(inside if i == axis else slice(None) for i in range(truth.ndim))
+
+
+def _details(score: MaskScore) -> dict[str, Any]:
+    """Further columns of per_case.csv. The shares of a missing prediction are 0, as its DSC is."""
+    lesions, values = score.lesions, [float("nan")] * len(LESION_COLUMNS)
+    if lesions is not None:
+        shares = [lesions.f1, lesions.panoptic_quality, lesions.lesion_dsc]
+        if score.state == MISSING:
+            shares = [0.0] * len(shares)
+        counts = [len(lesions.reference_ml), len(lesions.predicted_ml)]
+        values = [*counts, *shares, lesions.false_positive_ml, lesions.false_negative_ml]
+    return {"hd95_mm": score.hd95_mm, **dict(zip(LESION_COLUMNS, values, strict=True))}
+
+
+def _known_mean(values: np.ndarray) -> float:
+    """Mean of the numbers among the values; NaN where there is none."""
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if len(known) else float("nan")
 
 
 def _require_same_shape(prediction: Mask, reference: Mask) -> list[str]:

@@ -1,4 +1,4 @@
-"""`vlm evaluate`: scores of saved answers and saved masks."""
+"""`vlm evaluate`: scores of saved answers and saved masks, rankings of them, and what a command costs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import typer
 if TYPE_CHECKING:
     from eval.results import Results
 
-app = typer.Typer(help="Score saved answers or masks against a reference.", no_args_is_help=True)
+app = typer.Typer(help="Score saved answers or masks, rank systems, measure a command.", no_args_is_help=True)
 
 OutDir = Annotated[Path, typer.Option("-o", "--out", help="Folder for metrics.json, per_case.csv and table.md.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the metrics as JSON in place of the table.")]
@@ -104,14 +104,84 @@ def masks(
     _finish(results, out, as_json)
 
 
-def _finish(results: Results, out: Path, as_json: bool) -> None:
-    """Write the three files, then print the metrics or the tables."""
-    from eval.results import metrics_json, write_results
+@app.command()
+def rank(
+    results: Annotated[list[Path], typer.Argument(metavar="RESULTS...", help="Folders that masks or answers wrote.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder for leaderboard.json, .csv, .md and places.png.")],
+    tolerance_seconds: Annotated[float, typer.Option(min=0, help="Running times up to this count as equal.")] = 0.0,
+    tolerance_mb: Annotated[float, typer.Option(min=0, help="Peaks of memory up to this count as equal.")] = 0.0,
+    as_json: AsJson = False,
+    seed: Seed = 0,
+    resamples: Resamples = 1000,
+) -> None:
+    """Rank systems as FLARE does: ranks per case and metric, averaged; with bootstrap intervals and paired tests.
+
+    Time and memory count where each folder holds efficiency/CASE/, written by `vlm evaluate efficiency -o`.
+    """
+    from eval.plots import plot_places
+    from eval.ranking import Ranking
+    from eval.scores import read_scores
+
+    scores = read_scores(results, True, tolerance_seconds, tolerance_mb)
+    ranking = Ranking(scores, seed, resamples)
+    plot_places(ranking, out / "places.png")
+    _finish(ranking, out, as_json, ("leaderboard.json", "leaderboard.csv", "leaderboard.md"))
+
+
+@app.command()
+def compare(
+    first: Annotated[Path, typer.Argument(metavar="A", help="Folder that masks or answers wrote.")],
+    second: Annotated[Path, typer.Argument(metavar="B", help="Another one, of the same cases.")],
+    out: Annotated[
+        Path, typer.Option("-o", "--out", help="Folder for comparison.json, differences.csv and comparison.md.")
+    ],
+    as_json: AsJson = False,
+    seed: Seed = 0,
+    resamples: Resamples = 1000,
+) -> None:
+    """Paired differences A - B of every metric, with 95 % intervals and p values."""
+    from eval import comparison
+
+    results = comparison.compare(first, second, seed, resamples)
+    _finish(results, out, as_json, ("comparison.json", "differences.csv", "comparison.md"))
+
+
+@app.command(context_settings={"allow_interspersed_args": False})
+def efficiency(
+    command: Annotated[list[str], typer.Argument(metavar="-- COMMAND...", help="What to run and measure.")],
+    out: Annotated[
+        Path | None,
+        typer.Option("-o", "--out", help="Folder for efficiency.json, samples.csv, efficiency.md and .png."),
+    ] = None,
+    gpu: Annotated[int, typer.Option(help="NVML index of the GPU whose memory is read.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Run a command; report its wall time, peak memory and area under the memory-time curve. Exit code 1 if it failed.
+
+    The command's standard output goes to standard error. Phases are shown when it wrote a `vlm segment --report FILE`.
+    """
+    from eval.efficiency import measure
+
+    results = measure(command, gpu)
+    if out is not None:
+        from eval.plots import plot_memory
+
+        plot_memory(results, out / "efficiency.png")
+    _finish(results, out, as_json, ("efficiency.json", "samples.csv", "efficiency.md"))
+    if results.exit_code != 0:
+        print(f"error: the command ended with exit code {results.exit_code}", file=sys.stderr)
+        raise typer.Exit(1)
+
+
+def _finish(results: Results, out: Path | None, as_json: bool, names: tuple[str, str, str] | None = None) -> None:
+    """Write the three files where there is a folder for them, then print the metrics or the tables."""
+    from eval.results import FILES, metrics_json, write_results
     from eval.tables import show
 
-    paths = write_results(results, out)
+    paths = write_results(results, out, names or FILES) if out is not None else []
     if as_json:
         print(metrics_json(results), end="")
     else:
         show(results.tables())
-    print(f"Wrote {', '.join(path.name for path in paths)} to {out}", file=sys.stderr)
+    if paths:
+        print(f"Wrote {', '.join(path.name for path in paths)} to {out}", file=sys.stderr)

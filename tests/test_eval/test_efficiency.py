@@ -1,0 +1,115 @@
+"""Commands whose cost is known: a sleep, a block of memory, a device that is a stand-in."""
+
+import csv
+import json
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pynvml
+import pytest
+from typer.testing import CliRunner
+
+from eval.efficiency import area, measure, official_area
+from seg_backbone.errors import ConfigError
+from vlm.cli.evaluate import app
+
+
+def python(code, *arguments):
+    return [sys.executable, "-c", code, *arguments]
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, ["efficiency", *map(str, arguments)])
+
+
+@pytest.fixture
+def no_device(monkeypatch):
+    def fail():
+        raise pynvml.NVMLError(pynvml.NVML_ERROR_LIBRARY_NOT_FOUND)
+
+    monkeypatch.setattr(pynvml, "nvmlInit", fail)
+
+
+@pytest.fixture
+def device(monkeypatch):
+    """One device of 8 GB that always has 1024 MB in use."""
+    memory = SimpleNamespace(total=8 * 2**30, free=7 * 2**30)
+    stand_ins = {
+        "nvmlInit": lambda: None,
+        "nvmlShutdown": lambda: None,
+        "nvmlDeviceGetCount": lambda: 1,
+        "nvmlDeviceGetHandleByIndex": lambda index: index,
+        "nvmlDeviceGetMemoryInfo": lambda handle: memory,
+    }
+    for name, stand_in in stand_ins.items():
+        monkeypatch.setattr(pynvml, name, stand_in)
+
+
+def test_areas_by_hand():
+    """Readings 0.15 s apart: the official sum takes them for 0.1 s and finds two thirds of the time."""
+    seconds, mb = np.array([0.0, 0.15, 0.30]), np.array([100.0, 100.0, 100.0])
+    assert official_area(mb) == pytest.approx(30)
+    assert area(seconds, mb, 0.45) == pytest.approx(45)
+    ramp = np.array([0.0, 100.0, 200.0])
+    assert area(seconds, ramp, 0.45) == pytest.approx(0.15 * 50 + 0.15 * 150 + 0.15 * 200)
+
+
+def test_memory_of_a_descendant_and_wall_time(no_device):
+    grandchild = "import time; held = bytearray(150 * 2**20); time.sleep(0.5)"
+    results = measure(python("import subprocess, sys; subprocess.run([sys.executable, '-c', sys.argv[1]])", grandchild))
+    assert results.exit_code == 0
+    assert results.wall_seconds > 0.5
+    assert 150 < results.rss_mb.max() < 400
+    assert (np.diff(results.seconds) > 0.09).all()
+    metrics = results.metrics()
+    assert metrics["gpu"] is None
+    assert 0 < metrics["rss"]["official_area_mb_s"] <= metrics["rss"]["area_mb_s"] * 1.2
+
+
+def test_device_memory_is_total_minus_free(device):
+    results = measure(python("import time; time.sleep(0.3)"))
+    gpu = results.metrics()["gpu"]
+    assert (gpu["before_mb"], gpu["peak_mb"]) == (1024, 1024)
+    assert gpu["area_mb_s"] == pytest.approx(1024 * results.wall_seconds)
+    with pytest.raises(ConfigError, match="below 1"):
+        measure(python(""), gpu=1)
+
+
+def test_phases_of_a_segment_report(no_device, tmp_path):
+    report = tmp_path / "report.json"
+    entries = [
+        {"case": "a", "seconds": {"read": 0.01, "network": 0.02}},
+        {"case": "b", "error": "broken"},
+        {"case": "c", "seconds": {"read": 0.005}},
+    ]
+    write = "import pathlib, sys; pathlib.Path(sys.argv[-1].split('=')[-1]).write_text(sys.argv[1])"
+    for named in (["--report", str(report)], [f"--report={report}"]):
+        results = measure(python(write, json.dumps(entries), *named))
+        assert results.phases is not None
+        assert results.phases["read"] == pytest.approx(0.015)
+        assert sum(results.phases.values()) == pytest.approx(results.wall_seconds)
+    assert measure(python("", "--report", str(report))).phases is None  # left by an earlier run
+    for other in ('{"kind": "other"}', "not JSON", "[]"):
+        assert measure(python(write, other, "--report", str(report))).phases is None
+
+
+def test_command_line(device, tmp_path):
+    out = tmp_path / "out"
+    result = run("-o", out, "--json", "--", *python("import time; print('mine'); time.sleep(0.25)"))
+    assert result.exit_code == 0, result.output
+    metrics = json.loads(result.stdout)  # the command's own line is not in it
+    assert json.loads((out / "efficiency.json").read_text()) == metrics
+    with (out / "samples.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == metrics["readings"] >= 3
+    assert max(float(row["rss_mb"]) for row in rows) == metrics["rss"]["peak_mb"]
+    assert (out / "efficiency.png").read_bytes().startswith(b"\x89PNG")
+    assert "| GPU | 1024.0 |" in (out / "efficiency.md").read_text()
+
+
+def test_exit_codes(no_device, tmp_path):
+    failed = run("--", *python("raise SystemExit(3)"))
+    assert failed.exit_code == 1
+    assert "exit code 3" in failed.output
+    assert isinstance(run("no-such-program-here").exception, ConfigError)
