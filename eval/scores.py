@@ -203,8 +203,9 @@ def _costs(
     runs = [_read_runs(system.folder) for system in systems]
     if not all(runs):
         some = [system.name for system, own in zip(systems, runs, strict=True) if own]
-        notes = [f"Time and memory are left out: only {', '.join(some)} has {EFFICIENCY}/CASE folders."] if some else []
-        return {}, notes
+        if not some and not tolerance_seconds and not tolerance_mb:
+            return {}, []
+        return {}, [f"Time and memory are left out: {EFFICIENCY}/CASE folders lie in {', '.join(some) or 'no result'}."]
     memory, area = ("gpu", GPU_AREA) if all(run["gpu"] for own in runs for run in own.values()) else ("rss", HOST_AREA)
     values = {metric: np.full((len(systems), len(cases)), np.nan) for metric in (TIME, area)}
     for row, own in enumerate(runs):

@@ -170,7 +170,7 @@ def test_masks_command_writes_lesions_and_hd95(tmp_path):
     base = [tmp_path / "pred", tmp_path / "ref", "--labels", tmp_path / "labels.json", "-o", tmp_path / "out"]
     result = CliRunner().invoke(app, ["masks", *map(str, base)])
     assert result.exit_code == 0, result.output
-    assert "## Lesions, tumour: 2 drawn, 3 predicted, 3 cases" in result.stdout
+    assert "## Lesions, tumour: 2 in the reference, 3 predicted, 3 cases" in result.stdout
     assert "| f1_iou50 | 0.400 [" in result.stdout
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
     own = metrics["lesionwise"]["tumour"]
