@@ -221,7 +221,7 @@ def _costs(
         array[:, np.isnan(array).any(axis=0)] = np.nan
     return values, [
         f"Seconds up to {tolerance_seconds:g} and runs of a peak up to {tolerance_mb:g} MB count as equal; "
-        f"{np.isfinite(values[TIME][0]).sum()} of {len(cases)} cases have a run of every system."
+        f"{(~np.isnan(values[TIME][0])).sum()} of {len(cases)} cases have a run of every system."
     ]
 
 

@@ -307,8 +307,8 @@ class MaskResults:
                 intervals = clustered_intervals(statistic, list(own), self.seed, self.resamples)
                 classes[name] = {
                     "cases": len(own),
-                    "reference": sum(len(one.reference_ml) for one in lesions),
-                    "predicted": sum(len(one.predicted_ml) for one in lesions),
+                    "reference": sum(len(one.reference) for one in lesions),
+                    "predicted": sum(len(one.predicted) for one in lesions),
                     "figures": {
                         key: {"value": value, "interval": intervals.get(key)}
                         for key, value in statistic(np.arange(len(lesions))).items()
@@ -563,7 +563,7 @@ def _details(score: MaskScore) -> dict[str, Any]:
         shares = [lesions.f1, lesions.panoptic_quality, lesions.lesion_dsc]
         if score.state == MISSING:
             shares = [0.0] * len(shares)
-        counts = [len(lesions.reference_ml), len(lesions.predicted_ml)]
+        counts = [len(lesions.reference), len(lesions.predicted)]
         values = [*counts, *shares, lesions.false_positive_ml, lesions.false_negative_ml]
     return {"hd95_mm": score.hd95_mm, **dict(zip(LESION_COLUMNS, values, strict=True))}
 
