@@ -45,7 +45,7 @@ class Comparison:
 
         p: share of the sign flips of whole clusters whose sum of differences is as far from 0, two-sided; all flips
         where they are at most 9,999, else so many random ones (Good, Permutation, Parametric and Bootstrap Tests of
-        Hypotheses, 2005, section 3.2). NaN for fewer than two clusters.
+        Hypotheses, 2005). NaN for fewer than two clusters.
         """
         result = {}
         for metric in self.scores.values:

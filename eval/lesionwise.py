@@ -24,22 +24,23 @@ SIZES_ML = (1.0, 10.0, 100.0)  # edges of the size classes; spheres of 12, 27 an
 class Lesions:
     """The lesions of one case and class, reference against prediction.
 
-    reference_ml: (r,), predicted_ml: (p,) volumes. shared_ml: (p, r) volume that two lesions have in common.
+    reference: (r,), predicted: (p,) voxels of each lesion. shared: (p, r) voxels that two lesions have in common.
     false_positive_ml: volume of the predicted components that touch no reference voxel, false_negative_ml: of the
     reference components that touch no predicted one, both of 18-connected components (autoPET's definition: Gatidis et
     al., Results from the autoPET challenge, Nat. Mach. Intell. 6 (2024)).
     """
 
-    reference_ml: np.ndarray
-    predicted_ml: np.ndarray
-    shared_ml: np.ndarray
+    reference: np.ndarray
+    predicted: np.ndarray
+    shared: np.ndarray
+    voxel_ml: float
     false_positive_ml: float
     false_negative_ml: float
 
     @cached_property
     def iou(self) -> np.ndarray:
         """(p, r) intersection over union of two lesions, 0..1."""
-        return self.shared_ml / (self.predicted_ml[:, None] + self.reference_ml - self.shared_ml)
+        return self.shared / (self.predicted[:, None] + self.reference - self.shared)
 
     @cached_property
     def pairs(self) -> dict[float, list[tuple[int, int]]]:
@@ -49,7 +50,7 @@ class Lesions:
     def counts(self, threshold: float) -> tuple[int, int, int]:
         """(true positives, false positives, false negatives) at an IoU threshold."""
         true = len(self.pairs[threshold])
-        return true, len(self.predicted_ml) - true, len(self.reference_ml) - true
+        return true, len(self.predicted) - true, len(self.reference) - true
 
     @cached_property
     def segmented_iou(self) -> float:
@@ -68,15 +69,15 @@ class Lesions:
         Source: the lesion-wise Dice of BraTS 2023 (Saluja et al., github.com/rachitsaluja/BraTS-2023-Metrics), without
         its dilation of the reference.
         """
-        touching = self.predicted_ml @ (self.shared_ml > 0)
-        return 2 * self.shared_ml.sum(axis=0) / (touching + self.reference_ml)
+        touching = self.predicted @ (self.shared > 0)
+        return 2 * self.shared.sum(axis=0) / (touching + self.reference)
 
     @property
     def lesion_dsc(self) -> float:
         """BraTS's lesion-wise Dice of the case: the mean of `own_dsc` and a 0 for every predicted lesion that touches
         no reference; NaN without any lesion."""
-        invented = int((self.shared_ml == 0).all(axis=1).sum())
-        count = len(self.reference_ml) + invented
+        invented = int((self.shared == 0).all(axis=1).sum())
+        count = len(self.reference) + invented
         return float(self.own_dsc.sum()) / count if count else float("nan")
 
     @property
@@ -87,7 +88,7 @@ class Lesions:
     @property
     def panoptic_quality(self) -> float:
         """See `panoptic_quality`; NaN without any lesion."""
-        return panoptic_quality(self.segmented_iou, len(self.predicted_ml) + len(self.reference_ml))
+        return panoptic_quality(self.segmented_iou, len(self.predicted) + len(self.reference))
 
 
 def compare_lesions(predicted: np.ndarray, reference: np.ndarray, voxel_ml: float) -> Lesions:
@@ -100,9 +101,10 @@ def compare_lesions(predicted: np.ndarray, reference: np.ndarray, voxel_ml: floa
     both = np.ravel_multi_index((ours[predicted & reference], truth[predicted & reference]), (n_ours + 1, n_truth + 1))
     shared = np.bincount(both, minlength=(n_ours + 1) * (n_truth + 1)).reshape(n_ours + 1, n_truth + 1)
     return Lesions(
-        np.bincount(truth.ravel(), minlength=n_truth + 1)[1:] * voxel_ml,
-        np.bincount(ours.ravel(), minlength=n_ours + 1)[1:] * voxel_ml,
-        shared[1:, 1:] * voxel_ml,
+        np.bincount(truth.ravel(), minlength=n_truth + 1)[1:],
+        np.bincount(ours.ravel(), minlength=n_ours + 1)[1:],
+        shared[1:, 1:],
+        voxel_ml,
         _untouched(predicted, reference) * voxel_ml,
         _untouched(reference, predicted) * voxel_ml,
     )
@@ -124,7 +126,7 @@ def lesion_figures(cases: list[Lesions]) -> Statistic:
     panoptic_quality: of all lesions. matched_dsc: mean DSC of the pairs at 0.5. lesion_dsc: mean over cases (see
     `Lesions`). dsc_A_to_B_ml: mean `own_dsc` of the reference lesions of that size. false_positive_ml,
     false_negative_ml: mean over cases. healthy_with_false_positive: share of the cases without a reference lesion in
-    which one is predicted.
+    which one is predicted. A missing prediction is one without lesions.
     """
     counts = {t: np.array([case.counts(t) for case in cases]) for t in IOU_THRESHOLDS}
     matched = np.array([[case.segmented_iou, sum(case.matched_dsc)] for case in cases])
@@ -134,7 +136,7 @@ def lesion_figures(cases: list[Lesions]) -> Statistic:
         "false_positive_ml": np.array([case.false_positive_ml for case in cases]),
         "false_negative_ml": np.array([case.false_negative_ml for case in cases]),
         "healthy_with_false_positive": np.array(
-            [float("nan") if len(case.reference_ml) else float(len(case.predicted_ml) > 0) for case in cases]
+            [float("nan") if len(case.reference) else float(len(case.predicted) > 0) for case in cases]
         ),
     }
 
@@ -180,7 +182,8 @@ def _size_classes() -> list[tuple[float, float]]:
 
 def _of_size(case: Lesions, low: float, high: float) -> tuple[float, int]:
     """Sum of the DSC, and number, of the reference lesions of low <= volume < high ml."""
-    chosen = (low <= case.reference_ml) & (case.reference_ml < high)
+    volume_ml = case.reference * case.voxel_ml
+    chosen = (low <= volume_ml) & (volume_ml < high)
     return float(case.own_dsc[chosen].sum()), int(chosen.sum())
 
 

@@ -33,7 +33,7 @@ def plot_memory(results: Efficiency, path: str | Path) -> Path:
 def plot_places(ranking: Ranking, path: str | Path) -> Path:
     """Blob plot: how often each system takes each place in the bootstrap samples, by area; a cross is its place.
 
-    Source: Wiesenfarth et al., Sci. Rep. 11 (2021), figure 3.
+    Source: Wiesenfarth et al., Sci. Rep. 11 (2021).
     """
     count = len(ranking.places)
     order = np.argsort(ranking.mean_ranks, kind="stable")

@@ -49,7 +49,9 @@ class Ranking:
         samples = clustered_samples(self.scores.clusters, self.seed, self.resamples)
         aggregated = [self._aggregated(np.bincount(index, minlength=size)) for index in samples]
         known = [ranks for ranks in aggregated if not np.isnan(ranks).any()]
-        return np.array([rankdata(ranks, method="min") for ranks in known], dtype=int).reshape(-1, len(self.places))
+        if not known:
+            return np.empty((0, len(self.places)), dtype=int)
+        return rankdata(known, method="min", axis=1).astype(int)
 
     def metrics(self) -> dict[str, Any]:
         """The content of leaderboard.json."""
@@ -61,7 +63,7 @@ class Ranking:
             "cases": len(self.scores.cases),
             "clusters": len(set(self.scores.clusters)),
             "leaderboard": self.rows(),
-            "kendall_tau": self.kendall_tau(),
+            "kendall_tau": self.kendall_tau,
             "significance": {
                 "test": "Wilcoxon signed rank, one-sided, row better than column, Holm over the pairs of a metric",
                 "alpha": ALPHA,
@@ -109,7 +111,7 @@ class Ranking:
             for row in self.rows()
         ]
         notes = ["Rank then aggregate: the mean over metrics of the mean rank over cases; 1 is best."]
-        if tau := self.kendall_tau():
+        if tau := self.kendall_tau:
             low, high = tau["interval"]
             notes.append(
                 f"Kendall's tau of {tau['samples']} bootstrap rankings with this one: {tau['mean']:.2f} "
@@ -126,10 +128,14 @@ class Ranking:
             tables.append(Table(f"Significance, {metric}", ["", *self.scores.systems], rows, [note]))
         return tables
 
+    @cached_property
     def kendall_tau(self) -> dict[str, Any] | None:
         """Kendall's tau-b of each sample's places with the full ones: mean and 95 % interval; None where there is no
         order to compare (one place for all, or fewer than two clusters)."""
-        taus = np.array([kendalltau(self.places, sample).statistic for sample in self.sampled_places], dtype=float)
+        if not len(self.sampled_places):
+            return None
+        orders, times = np.unique(self.sampled_places, axis=0, return_counts=True)
+        taus = np.repeat([float(kendalltau(self.places, order).statistic) for order in orders], times)
         taus = taus[~np.isnan(taus)]
         if not len(taus):
             return None

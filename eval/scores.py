@@ -203,8 +203,9 @@ def _costs(
     runs = [_read_runs(system.folder) for system in systems]
     if not all(runs):
         some = [system.name for system, own in zip(systems, runs, strict=True) if own]
-        notes = [f"Time and memory are left out: only {', '.join(some)} has {EFFICIENCY}/CASE folders."] if some else []
-        return {}, notes
+        if not some and not tolerance_seconds and not tolerance_mb:
+            return {}, []
+        return {}, [f"Time and memory are left out: {EFFICIENCY}/CASE folders lie in {', '.join(some) or 'no result'}."]
     memory, area = ("gpu", GPU_AREA) if all(run["gpu"] for own in runs for run in own.values()) else ("rss", HOST_AREA)
     values = {metric: np.full((len(systems), len(cases)), np.nan) for metric in (TIME, area)}
     for row, own in enumerate(runs):
@@ -220,7 +221,7 @@ def _costs(
         array[:, np.isnan(array).any(axis=0)] = np.nan
     return values, [
         f"Seconds up to {tolerance_seconds:g} and runs of a peak up to {tolerance_mb:g} MB count as equal; "
-        f"{np.isfinite(values[TIME][0]).sum()} of {len(cases)} cases have a run of every system."
+        f"{(~np.isnan(values[TIME][0])).sum()} of {len(cases)} cases have a run of every system."
     ]
 
 

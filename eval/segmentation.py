@@ -29,7 +29,7 @@ from seg_backbone.io.nifti import SUFFIXES, read_mask
 from seg_backbone.labels import FLARE23_LABELS, FLARE24_LABELS, LESIONS, canonical, read_labels
 from seg_backbone.volume import Mask, require_same_grid
 
-Box = tuple[slice, ...]
+Crop = tuple[slice, ...]
 
 # NSD tolerances in mm of the FLARE challenges; any other class has DEFAULT_TOLERANCE_MM.
 TOLERANCES_MM = {
@@ -264,9 +264,9 @@ class MaskResults:
         title = f"Masks, protocol {self.protocol.name}: {self.cases} cases"
         tables = [Table(title, columns, rows, [self.protocol.description + ".", *self.notes])]
         for name, own in metrics["lesionwise"].items():
-            title = f"Lesions, {name}: {own['reference']} drawn, {own['predicted']} predicted, {own['cases']} cases"
+            counted = f"{own['reference']} in the reference, {own['predicted']} predicted, {own['cases']} cases"
             figures = [[key, with_interval(one["value"], one["interval"], 3)] for key, one in own["figures"].items()]
-            tables.append(Table(title, ["figure", "value"], figures))
+            tables.append(Table(f"Lesions, {name}: {counted}", ["figure", "value"], figures))
         return tables
 
     def _of_class(self, name: str) -> dict[str, Any]:
@@ -300,15 +300,15 @@ class MaskResults:
         """Lesion class -> counts and the figures of `lesion_figures`; empty unless the protocol is detailed."""
         classes = {}
         for name in self.labels:
-            own = [(score.case, score.lesions) for score in self.scores if score.label == name and score.lesions]
+            own = {s.case: s.lesions for s in self.scores if s.label == name and s.lesions is not None}
             if own:
-                cases, lesions = [case for case, _ in own], [one for _, one in own]
+                lesions = list(own.values())
                 statistic = lesion_figures(lesions)
-                intervals = clustered_intervals(statistic, cases, self.seed, self.resamples)
+                intervals = clustered_intervals(statistic, list(own), self.seed, self.resamples)
                 classes[name] = {
-                    "cases": len(cases),
-                    "reference": sum(len(one.reference_ml) for one in lesions),
-                    "predicted": sum(len(one.predicted_ml) for one in lesions),
+                    "cases": len(own),
+                    "reference": sum(len(one.reference) for one in lesions),
+                    "predicted": sum(len(one.predicted) for one in lesions),
                     "figures": {
                         key: {"value": value, "interval": intervals.get(key)}
                         for key, value in statistic(np.arange(len(lesions))).items()
@@ -499,9 +499,10 @@ def _score_case(
         n_reference, n_prediction = int(truth.sum()), int(ours.sum())
         tolerance = rules.tolerance_mm or tolerance_of(name)
         dsc, nsd, hd95 = 0.0, 0.0, nan
-        lesions = compare_lesions(ours, truth, voxel_ml) if rules.detailed and name in LESIONS else None
+        one_by_one = rules.detailed and name in LESIONS and name in annotated
+        lesions = compare_lesions(ours, truth, voxel_ml) if one_by_one else None
         if name not in annotated:
-            state, dsc, nsd, lesions = NOT_ANNOTATED, nan, nan, None
+            state, dsc, nsd = NOT_ANNOTATED, nan, nan
         elif prediction is None:
             state = MISSING
         elif invalid:
@@ -528,12 +529,12 @@ def _score_case(
         yield MaskScore(case, name, state, dsc, nsd, tolerance, n_reference * voxel_ml, predicted_ml, hd95, lesions)
 
 
-def _box(boxes: list[Box | None], value: int) -> Box | None:
+def _box(boxes: list[Crop | None], value: int) -> Crop | None:
     """The box of one id; None where it is absent, and for id 0 (a class the labels lack)."""
     return boxes[value - 1] if 0 < value <= len(boxes) else None
 
 
-def _union(first: Box | None, second: Box | None) -> Box:
+def _union(first: Crop | None, second: Crop | None) -> Crop:
     """The smallest box around those that are there, one voxel where none is. No margin: outside the array counts as
     background in both surface measures."""
     if first is None or second is None:
@@ -541,14 +542,14 @@ def _union(first: Box | None, second: Box | None) -> Box:
     return tuple(slice(min(a.start, b.start), max(a.stop, b.stop)) for a, b in zip(first, second, strict=True))
 
 
-def _cut(mask: Mask | None, box: Box, value: int) -> np.ndarray:
+def _cut(mask: Mask | None, box: Crop, value: int) -> np.ndarray:
     """Where one id is inside a box, boolean; nowhere without a mask."""
     if mask is None:
         return np.zeros([side.stop - side.start for side in box], dtype=bool)
     return mask.array[box] == value
 
 
-def _z_range(truth: np.ndarray, axis: int, drop_top: bool) -> Box:
+def _z_range(truth: np.ndarray, axis: int, drop_top: bool) -> Crop:
     """The slices along `axis` that `truth`, which is not empty, occupies; without the last one if drop_top."""
     rows = np.flatnonzero(truth.any(axis=tuple(i for i in range(truth.ndim) if i != axis)))
     inside = slice(int(rows[0]), int(rows[-1]) + 1 - drop_top)
@@ -562,7 +563,7 @@ def _details(score: MaskScore) -> dict[str, Any]:
         shares = [lesions.f1, lesions.panoptic_quality, lesions.lesion_dsc]
         if score.state == MISSING:
             shares = [0.0] * len(shares)
-        counts = [len(lesions.reference_ml), len(lesions.predicted_ml)]
+        counts = [len(lesions.reference), len(lesions.predicted)]
         values = [*counts, *shares, lesions.false_positive_ml, lesions.false_negative_ml]
     return {"hd95_mm": score.hd95_mm, **dict(zip(LESION_COLUMNS, values, strict=True))}
 

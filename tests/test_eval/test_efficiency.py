@@ -56,7 +56,7 @@ def test_areas_by_hand():
 
 
 def test_memory_of_a_descendant_and_wall_time(no_device):
-    grandchild = "import time; held = bytearray(150 * 2**20); time.sleep(0.5)"
+    grandchild = "import time; held = bytearray(150 * 2**20); time.sleep(0.8)"
     results = measure(python("import subprocess, sys; subprocess.run([sys.executable, '-c', sys.argv[1]])", grandchild))
     assert results.exit_code == 0
     assert results.wall_seconds > 0.5
@@ -102,7 +102,7 @@ def test_command_line(device, tmp_path):
     assert json.loads((out / "efficiency.json").read_text()) == metrics
     with (out / "samples.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == metrics["readings"] >= 3
+    assert len(rows) == metrics["readings"]
     assert max(float(row["rss_mb"]) for row in rows) == metrics["rss"]["peak_mb"]
     assert (out / "efficiency.png").read_bytes().startswith(b"\x89PNG")
     assert "| GPU | 1024.0 |" in (out / "efficiency.md").read_text()

@@ -48,8 +48,8 @@ OURS = array(((0, 0, 0), (2, 4, 4)), ((3, 0, 0), (4, 2, 2)), ((15, 5, 5), (18, 8
 
 def test_one_case_by_hand():
     lesions = compare_lesions(OURS, TRUTH, voxel_ml=0.5)
-    assert sorted(lesions.reference_ml) == [4, 32]
-    assert sorted(lesions.predicted_ml) == [2, 13.5, 16]
+    assert sorted(lesions.reference) == [8, 64]
+    assert sorted(lesions.predicted) == [4, 27, 32]
     assert sorted(lesions.iou.ravel())[-2:] == [4 / 64, 0.5]
     assert [lesions.counts(threshold) for threshold in (0.1, 0.3, 0.5)] == [(1, 2, 1)] * 3
     assert lesions.f1 == pytest.approx(2 / 5)
@@ -96,7 +96,7 @@ def test_diagonal_neighbours_are_one_lesion_but_two_components_of_autopet():
     """Voxels that share a corner only: 26-connected, not 18-connected."""
     truth = array(((0, 0, 0), (1, 1, 1)), ((1, 1, 1), (2, 2, 2)))
     lesions = compare_lesions(array(((0, 0, 0), (1, 1, 1))), truth, 1.0)
-    assert lesions.reference_ml.tolist() == [2]
+    assert lesions.reference.tolist() == [2]
     assert lesions.false_negative_ml == 1
 
 
@@ -170,7 +170,7 @@ def test_masks_command_writes_lesions_and_hd95(tmp_path):
     base = [tmp_path / "pred", tmp_path / "ref", "--labels", tmp_path / "labels.json", "-o", tmp_path / "out"]
     result = CliRunner().invoke(app, ["masks", *map(str, base)])
     assert result.exit_code == 0, result.output
-    assert "## Lesions, tumour: 2 drawn, 3 predicted, 3 cases" in result.stdout
+    assert "## Lesions, tumour: 2 in the reference, 3 predicted, 3 cases" in result.stdout
     assert "| f1_iou50 | 0.400 [" in result.stdout
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
     own = metrics["lesionwise"]["tumour"]

@@ -89,14 +89,16 @@ def test_ranks_depend_on_the_order_of_scores_alone(three, masks):
 def test_a_clear_order_is_stable_and_an_equal_pair_shares_a_place(masks):
     table = {str(case): (0.5 + case / 100, 0.5) for case in range(8)}
     worse = {case: (dsc - 0.1, nsd - 0.1) for case, (dsc, nsd) in table.items()}
-    ranking = Ranking(read_scores([masks("x", table), masks("y", table), masks("z", worse)], grouped=True))
+    ranking = Ranking(
+        read_scores([masks("x", table), masks("y", table), masks("z", worse)], grouped=True), resamples=200
+    )
     assert ranking.places.tolist() == [1, 1, 3]
-    tau = ranking.kendall_tau()
-    assert (tau["mean"], *tau["interval"], tau["samples"]) == pytest.approx((1, 1, 1, 1000))
+    tau = ranking.kendall_tau
+    assert (tau["mean"], *tau["interval"], tau["samples"]) == pytest.approx((1, 1, 1, 200))
     assert [(row["place_low"], row["place_high"], row["share_first"]) for row in ranking.rows()] == [
         (1, 1, 1), (1, 1, 1), (3, 3, 0),
     ]  # fmt: skip
-    assert Ranking(read_scores([masks("p", table), masks("q", table)], grouped=True)).kendall_tau() is None
+    assert Ranking(read_scores([masks("p", table), masks("q", table)], grouped=True)).kendall_tau is None
 
 
 def test_an_open_order_is_not_stable(masks):
@@ -105,10 +107,10 @@ def test_an_open_order_is_not_stable(masks):
     ranking = Ranking(read_scores([masks("x", wins), masks("y", {c: (0.5, n) for c, (_, n) in wins.items()})], True))
     assert ranking.places.tolist() == [1, 2]
     assert [(row["place_low"], row["place_high"]) for row in ranking.rows()] == [(1, 2), (1, 2)]
-    tau = ranking.kendall_tau()
+    tau = ranking.kendall_tau
     assert tau["interval"] == (-1, 1)
     assert -0.2 < tau["mean"] < 0.8
-    assert Ranking(ranking.scores, seed=0).kendall_tau() == tau
+    assert Ranking(ranking.scores, seed=0).kendall_tau == tau
 
 
 def test_wilcoxon_and_holm_by_hand(masks):
@@ -183,9 +185,11 @@ def test_time_and_memory_with_tolerances(masks):
 def test_failed_runs_are_last_and_one_without_a_gpu_falls_back_to_the_host(masks):
     table = {"1": (0.5, 0.5), "2": (0.5, 0.5)}
     works, fails = masks("works", table), masks("fails", table)
+    assert read_scores([works, fails], True).notes == []
+    assert "no result" in read_scores([works, fails], True, tolerance_seconds=15).notes[0]
     efficiency(works, "1", 5, 3000, 1000)
     assert read_scores([works, fails], True).notes == [
-        "Time and memory are left out: only works has efficiency/CASE folders."
+        "Time and memory are left out: efficiency/CASE folders lie in works."
     ]
     broken = efficiency(fails, "1", 1, 30, 10, gpu=False, exit_code=1)
     scores = read_scores([works, fails], True)
@@ -288,3 +292,25 @@ def test_command_lines_from_masks_to_leaderboard(tmp_path):
     assert [(row["case"], float(row["a"]), float(row["b"])) for row in differences] == [(c, 3, 0) for c in "123"]
     assert isinstance(run("rank", results[0], "-o", tmp_path / "none").exception, ConfigError)
     assert not (tmp_path / "none").exists()
+
+
+def test_command_lines_from_answers_to_comparison(tmp_path):
+    """Six patients of one question each, one more without an answer to it; the first system fails on one."""
+    asked = [{"id": f"q{n}", "image": "a.nii.gz", "question": "?", "type": "counting", "answer": 0} for n in range(6)]
+    asked = [{**question, "patient": f"p{n}"} for n, question in enumerate(asked)]
+    asked.append({"id": "none", "image": "a.nii.gz", "question": "?", "type": "counting", "answer": None})
+    right = [{"id": question["id"], "value": 0} for question in asked]
+    failing = [{"id": "q0", "unscored": "out of memory"}, *right[1:]]
+    for name, lines in (("questions", asked), ("right", right), ("failing", failing)):
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    for name in ("right", "failing"):
+        files = (tmp_path / f"{name}.jsonl", "--reference", tmp_path / "questions.jsonl")
+        assert run("answers", *files, "-o", tmp_path / name).exit_code == 0
+    compared = run("compare", tmp_path / "right", tmp_path / "failing", "-o", tmp_path / "out", "--json")
+    assert compared.exit_code == 0, compared.output
+    one = json.loads(compared.stdout)["metrics"]["counting"]
+    assert (one["n"], one["clusters"], one["a_better"], one["b_better"]) == (6, 6, 1, 0)
+    assert (one["mean_a"], one["mean_b"]) == (1, pytest.approx(5 / 6))
+    ranked = run("rank", tmp_path / "right", tmp_path / "failing", "-o", tmp_path / "out", "--resamples", 50)
+    assert ranked.exit_code == 0, ranked.output
+    assert "| 1 | right | 1.42 |" in ranked.stdout

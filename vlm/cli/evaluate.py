@@ -77,7 +77,7 @@ def masks(
     seed: Seed = 0,
     resamples: Resamples = 1000,
 ) -> None:
-    """Score a folder of masks: DSC and NSD per case and class."""
+    """Score a folder of masks: DSC and NSD per case and class; protocol corrected adds HD95 and lesion by lesion."""
     from rich.console import Console
     from rich.progress import Progress
 
@@ -108,8 +108,12 @@ def masks(
 def rank(
     results: Annotated[list[Path], typer.Argument(metavar="RESULTS...", help="Folders that masks or answers wrote.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder for leaderboard.json, .csv, .md and places.png.")],
-    tolerance_seconds: Annotated[float, typer.Option(min=0, help="Running times up to this count as equal.")] = 0.0,
-    tolerance_mb: Annotated[float, typer.Option(min=0, help="Peaks of memory up to this count as equal.")] = 0.0,
+    tolerance_seconds: Annotated[
+        float, typer.Option(min=0, help="Seconds up to this count as equal (FLARE23: 15).")
+    ] = 0.0,
+    tolerance_mb: Annotated[
+        float, typer.Option(min=0, help="Memory peaks up to this count as equal (FLARE23: 4096).")
+    ] = 0.0,
     as_json: AsJson = False,
     seed: Seed = 0,
     resamples: Resamples = 1000,
