@@ -71,7 +71,8 @@ def questions_file(folder: Path, rows: list[dict[str, str]]) -> Path:
 
 def test_batch_resumes_and_retries(engine: Engine, phantom_files: Path, tmp_path: Path) -> None:
     rows = [{"id": str(n), "image": "scan_0000.nii.gz", "question": "How many tumours?"} for n in range(3)]
-    rows.append({"id": "lost", "image": "none.nii.gz", "question": "How many tumours?"})
+    rows.append({"id": "lost", "image": "torn_0000.nii.gz", "question": "How many tumours?"})
+    (phantom_files / "torn_0000.nii.gz").write_bytes(b"the disk was full")
     questions, answers = questions_file(tmp_path, rows), tmp_path / "answers.jsonl"
     first = run_batch(engine, questions, answers, phantom_files, limit=2)
     assert (first.answered, first.kept, first.unscored) == (2, 0, 0)
@@ -82,7 +83,7 @@ def test_batch_resumes_and_retries(engine: Engine, phantom_files: Path, tmp_path
     lines = [json.loads(line) for line in answers.read_text().splitlines()]
     assert [line["id"] for line in lines] == ["0", "1", "2", "lost"]
     assert answers.read_text().splitlines()[:2] == kept, "what was answered is not answered again"
-    assert "no such file" in lines[3]["unscored"]
+    assert "a NIfTI file" in lines[3]["unscored"]
     third = run_batch(engine, questions, answers, phantom_files)
     assert (third.answered, third.kept, third.unscored) == (0, 3, 1), "the unscored is tried again"
 
