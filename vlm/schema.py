@@ -191,7 +191,7 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes | None]]:
             number += 1
             if len(line) > LONGEST_LINE:
                 while line and not line.endswith(b"\n"):
-                    line = file.readline(LONGEST_LINE)
+                    line = file.readline(1 << 16)
                 yield number, None
             elif line.strip():
                 yield number, line.removeprefix(codecs.BOM_UTF8) if number == 1 else line

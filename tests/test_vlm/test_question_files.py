@@ -19,7 +19,10 @@ LINES = [
     (b'["b"]', "found list"),
     (json.dumps(GOOD).encode(), "'a' again (line 1)"),
     (json.dumps(GOOD | {"id": "b", "type": "guess"}).encode(), "'guess'"),
-    (json.dumps({"ID": "b", "Image": "scan.nii.gz", "Question": "?"}).encode(), "no id, image, question among the keys"),
+    (
+        json.dumps({"ID": "b", "Image": "scan.nii.gz", "Question": "?"}).encode(),
+        "no id, image, question among the keys",
+    ),
     (json.dumps(GOOD | {"id": "c", "image": "lost.nii.gz"}).encode(), "no such file"),
     (json.dumps(GOOD | {"id": "d", "image": "x" * 300}).encode(), "no such file"),
     (json.dumps(GOOD | {"id": "b", "question": ["?"]}).encode(), "question as a string"),

@@ -20,7 +20,7 @@ LETTERS = "abcdefghij"
 YES_NO = ("yes", "no")
 EMPTY = ("", "-", "nan", "none", "n/a")  # what stands in a choice that a question does not have
 CHOICES = {f"choice_{letter}": (f"choice {letter}", f"option {letter}") for letter in LETTERS}
-MARKER = re.compile(r"(?<![A-Za-z0-9])\(?([A-Ja-j])(?:\)\s*|[.:]\s+)")  # "A. ", "b)", "(c) ", "D: "
+MARKER = re.compile(r"(?<![A-Za-z0-9])\(?([A-Ja-j])(?:[):]\s*|\.\s+)")  # "A. ", "b)", "(c) ", "D:"
 MARKED = re.compile(r"\(?([a-j])(?:[).:]\s*(.*))?", flags=re.DOTALL)  # "b", "(b)", "b. text"
 NUMBER = re.compile(r"([-+]?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?)\s*(mm³|mm\^?3|cm³|cm\^?3|mm|cm|ml|mL|cc|l|HU|%)?\.?")
 UNIT = re.compile(r"(?:\b(?:in|of)\s+|\()(mm³|mm\^?3|cm³|cm\^?3|mm|cm|ml|mL|cc|HU|%)(?![A-Za-z])")

@@ -75,6 +75,8 @@ def _load(builder: str, file: Path, source: Path, scratch: Path, **options: Any)
 
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity(logging.CRITICAL)  # its complaints are raised below, in our words
+    if not file.stat().st_size:
+        _refuse(source, ValueError("no rows"))
     files = [glob.escape(str(file.resolve()))]
     try:
         return datasets.load_dataset(builder, data_files=files, split="train", cache_dir=str(scratch), **options)
