@@ -2,6 +2,8 @@
 
 import csv
 import json
+import sys
+from datetime import datetime
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -275,6 +277,7 @@ def test_faulty_rows_are_listed_or_stop_the_import(run, tmp_path):
         ["8", "a.nii", "How many?", "two", "", "", "", "counting"],
         ["9", "a.nii", "How many?", "2", "", "", "", "guess"],
         ["10", "a.nii", "How many?", "2", "", "", "", "Counting"],
+        ["11", "a.nii", "Where?", "[{torn", "", "", "", "detection"],
     ]
     with path.open("w", newline="") as file:
         csv.writer(file).writerows([header, *rows])
@@ -283,12 +286,12 @@ def test_faulty_rows_are_listed_or_stop_the_import(run, tmp_path):
     assert not out.exists() and stderr.count("\n") == 1
     code, stdout, stderr = run("data", "import", "table", path, "-o", out, "--skip-bad", "--json")
     assert code == 0 and [question.id for question in read_questions(out)] == ["1", "10"]
-    assert json.loads(stdout)["left_out"] == 8
+    assert json.loads(stdout)["left_out"] == 9
     told = [line.split(": expected ")[1] for line in stderr.splitlines() if line.startswith("left out: ")]
     for line, says in zip(
         told,
         ["one answer", "an answer among", "an answer among", "id, image and question", "id, image and question",
-         "ids that differ", "a number for counting", "a type among"],
+         "ids that differ", "a number for counting", "a type among", "a list for detection"],
         strict=True,
     ):  # fmt: skip
         assert line.startswith(says)
@@ -322,6 +325,19 @@ def test_a_file_that_cannot_be_read_is_one_line(run, tmp_path, name, content, sa
     assert sorted(path.name for path in tmp_path.iterdir()) == [name]
 
 
+def test_what_a_column_may_hold(tmp_path):
+    base, out = {"image": ["a.nii"], "question": ["?"]}, tmp_path / "q.jsonl"
+    pq.write_table(pa.table(base | {"taken": [datetime(2020, 1, 2)]}), tmp_path / "t.parquet")
+    import_questions(load_source("table"), tmp_path / "t.parquet", out)
+    assert json.loads(out.read_text())["taken"] == "2020-01-02T00:00:00"
+    pq.write_table(pa.table(base | {"mask": [b"x"]}), tmp_path / "t.parquet")
+    (tmp_path / "t.jsonl").write_text('{"image": "a.nii", "question": "?", "answer": "\\ud83d"}')
+    for name in ("t.parquet", "t.jsonl"):
+        with pytest.raises(QuestionError, match="values that JSON can hold"):
+            import_questions(load_source("table"), tmp_path / name, out)
+    assert json.loads(out.read_text())["taken"], "what was there stays"
+
+
 def test_json_lines_in_a_json_file(run, tmp_path):
     path = tmp_path / "lines.json"
     path.write_text('{"image": "a", "question": "?"}\n{"image": "b", "question": "?\u2028"}\n', encoding="utf-8")
@@ -349,8 +365,6 @@ def test_the_list_names_every_format(run):
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_every_format_tells_its_licence_and_citation(name):
-    import sys
-
     source = load_source(name)
     module = FORMATS[name].split(":")[0]
     text = sys.modules[f"vlm.data.sources.{module}"].__doc__ or ""

@@ -226,6 +226,11 @@ def twice(source: Path) -> None:
     scan(source / "imagesVa" / "a_0000.nii.gz")
 
 
+def twice_kits(source: Path) -> None:
+    scan(source / "kits19" / "case_00007" / "imaging.nii.gz")
+    scan(source / "kits23" / "case_00007" / "imaging.nii.gz")
+
+
 def break_nii(source: Path) -> None:
     (source / "a.nii").write_bytes(b"torn")
 
@@ -245,6 +250,7 @@ def no_scan(source: Path) -> None:
         ("msd", None, "dataset.json"),
         ("msd", break_msd, "expected 4D"),
         ("kits", None, "imaging.nii.gz"),
+        ("kits", twice_kits, "one folder a case"),
         ("btcv", None, "NIfTI scans"),
         ("amos", twice, "one scan a case"),
         ("flare22", break_nii, "expected a NIfTI file"),

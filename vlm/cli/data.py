@@ -248,4 +248,6 @@ def _bar(what: str) -> Iterator[Callable[[int, int, str], None]]:
 
     with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
         task = bar.add_task(what, total=None)
-        yield lambda done, total, case: bar.update(task, completed=done, total=total, description=f"{what} {case}")
+        yield lambda done, total, case: bar.update(
+            task, completed=done, total=total or None, description=f"{what} {case}"
+        )

@@ -8,6 +8,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -134,8 +135,16 @@ def _empty(value: Any) -> bool:
 
 
 def _line(question: Question, place: str) -> str:
-    """The JSON line; dates in ISO 8601. Raises QuestionError for what JSON cannot hold."""
+    """The JSON line; dates in ISO 8601. Raises QuestionError for what JSON or UTF-8 cannot hold."""
     try:
-        return json.dumps(question.to_json(), ensure_ascii=False, default=lambda value: value.isoformat())
-    except AttributeError as error:
-        raise QuestionError(place, "values that JSON can hold", str(error), "drop the column") from None
+        line = json.dumps(question.to_json(), ensure_ascii=False, default=_date)
+        line.encode("utf-8")
+    except (TypeError, UnicodeEncodeError) as error:
+        raise QuestionError(place, "values that JSON can hold", str(error), "drop or repair the column") from None
+    return line
+
+
+def _date(value: Any) -> str:
+    if not isinstance(value, date):
+        raise TypeError(type(value).__name__)
+    return value.isoformat()

@@ -105,7 +105,7 @@ def options_of(record: Record) -> tuple[str, ...]:
     """The options of a row: its `choice_a`, `choice_b`, ... columns, or a list in `options` ("a;b", '["a", "b"]')."""
     listed = record.cells.get("options")
     if listed is None:
-        cells = [record.text(role) for role in CHOICES]
+        cells = [record.text(role) for role in CHOICES if role in record.cells]
         return tuple(cell for cell in cells if cell.lower() not in EMPTY)
     if isinstance(listed, str):
         listed = parse(listed) if listed.strip().startswith("[") else listed.split(";")

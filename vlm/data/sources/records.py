@@ -28,19 +28,26 @@ def read_records(path: Path, scratch: Path) -> Iterator[tuple[str, dict[str, Any
     """
     suffix = path.suffix.lower()
     if suffix in (".csv", ".tsv"):
-        for number, row in enumerate(_csv(path, scratch), start=1):
+        for number, row in enumerate(_rows(_csv(path, scratch)), start=1):
             yield f"{path}, row {number}", row
     elif suffix == ".parquet":
-        for number, row in enumerate(_load("parquet", path, path, scratch), start=1):
+        for number, row in enumerate(_rows(_load("parquet", path, path, scratch)), start=1):
             yield f"{path}, row {number}", row
     elif suffix in (".json", ".jsonl", ".ndjson"):
         lines = path if suffix != ".json" else _json_lines(path, scratch)
-        for number, row in enumerate(_load("text", lines, path, scratch), start=1):
+        for number, row in enumerate(_rows(_load("text", lines, path, scratch)), start=1):
             if line := row["text"].removeprefix("\ufeff").strip():
                 place = f"{path}:{number}" if lines == path else f"{path}, record {number}"
                 yield place, _decode(line, place)
     else:
         raise QuestionError(path, "a .csv, .tsv, .json, .jsonl or .parquet file", repr(suffix), "convert it")
+
+
+def _rows(table: Any) -> Iterator[dict[str, Any]]:
+    """The rows of an Arrow table, decoded a batch at a time: one by one takes twenty times as long."""
+    for batch in table.iter(batch_size=1000):
+        for cells in zip(*batch.values(), strict=True):
+            yield dict(zip(batch, cells, strict=True))
 
 
 def _decode(line: str, place: str) -> dict[str, Any] | QuestionError:
@@ -52,7 +59,7 @@ def _decode(line: str, place: str) -> dict[str, Any] | QuestionError:
 
 
 def _csv(path: Path, scratch: Path) -> Any:
-    """The rows of a csv file, every cell text."""
+    """The table of a csv file, every cell text."""
     separator = "\t" if path.suffix.lower() == ".tsv" else ","
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
@@ -101,7 +108,7 @@ def _json_lines(path: Path, scratch: Path) -> Path:
             file.seek(start)
             for record in ijson.items(file, where, use_float=True):
                 out.write(json.dumps(record) + "\n")
-    except (ijson.JSONError, UnicodeDecodeError) as error:
+    except (ijson.JSONError, UnicodeDecodeError, RecursionError) as error:
         _refuse(path, error)
     return lines
 

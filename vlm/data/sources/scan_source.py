@@ -93,10 +93,13 @@ def case_of(path: Path) -> str:
 
 
 def folders_with(folder: Path, pattern: str, what: str) -> list[Path]:
-    """The folders that hold `pattern`, one a case, in name order. Raises ConfigError where there are none."""
+    """The folders that hold `pattern`, one a case, in name order. Raises ConfigError: none, or two of one name."""
     found = sorted({path.parent for path in folder.rglob(pattern)})
     if not found:
         raise ConfigError(folder, f"{what} with {pattern}", "none", "check the path and the download")
+    names = [path.name for path in found]
+    if twice := [path for path in found if names.count(path.name) > 1]:
+        raise ConfigError(twice[1], "one folder a case", f"{twice[0]} too", "name one of the two folders above")
     return found
 
 

@@ -60,6 +60,8 @@ def _convert(record: Record) -> Iterator[dict[str, Any]]:
         yield {**row, **choice(record.place, options, record.text("letter"), record.text("answer"))}
     elif kind in ("multilabel", "detection") and isinstance(answer, str):
         listed = parse(answer) if answer.lstrip().startswith("[") else [one.strip() for one in answer.split(";")]
+        if not isinstance(listed, list):
+            raise QuestionError(record.place, f"a list for {kind}", repr(answer), "correct the row")
         yield {**row, "answer": listed}
     else:
         yield {**row, "answer": answer}
