@@ -6,6 +6,7 @@ Unknown is a value. An answer is in exactly one of four states: answered; none f
 
 from __future__ import annotations
 
+import codecs
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from typing import Any
 from seg_backbone.errors import QuestionError
 
 TYPES = ("classification", "multilabel", "detection", "counting", "measurement", "regression", "open")
+LONGEST_LINE = 16 << 20  # bytes; a question with its reference is far below, a file without line ends far above
 
 
 @dataclass(frozen=True)
@@ -39,20 +41,30 @@ class Question:
         """Check and build. Raises QuestionError naming `source`."""
         if not isinstance(data, dict):
             raise QuestionError(source, "a JSON object", type(data).__name__, "write one object a line")
-        missing = [key for key in ("id", "image", "question") if not str(data.get(key, "")).strip()]
+        missing = [key for key in ("id", "image", "question") if data.get(key) is None or not str(data[key]).strip()]
         if missing:
-            raise QuestionError(source, "id, image and question", f"no {', '.join(missing)}", "add what is missing")
+            found = f"no {', '.join(missing)} among the keys {_short(list(data))}"
+            raise QuestionError(source, "id, image and question", found, "rename or add what is missing")
+        if not isinstance(data["id"], str | int) or isinstance(data["id"], bool):
+            raise QuestionError(source, "an id of letters or a whole number", repr(data["id"]), "write a string")
+        for key in ("image", "question", "unit"):
+            if not isinstance(data.get(key), str | None):
+                raise QuestionError(source, f"{key} as a string", _short(data[key]), "write a string")
         kind = data.get("type")
         check_type(kind, source)
         options = data.get("options") or ()
-        if isinstance(options, str) or not all(isinstance(option, str) for option in options):
-            raise QuestionError(source, "options as a list of strings", repr(options), "write a JSON list")
+        if not isinstance(options, list | tuple) or not all(isinstance(option, str) for option in options):
+            raise QuestionError(source, "options as a list of strings", _short(options), "write a JSON list")
+        try:
+            " ".join((str(data["id"]), data["image"], data["question"], *options)).encode("utf-8")
+        except UnicodeEncodeError:
+            raise QuestionError(source, "whole characters", "half of a surrogate pair", "repair the text") from None
         known = {"id", "image", "question", "type", "options", "unit", "answer"}
         extra = {key: value for key, value in data.items() if key not in known}
         return Question(
             str(data["id"]),
-            str(data["image"]),
-            str(data["question"]),
+            data["image"],
+            data["question"],
             kind,
             tuple(options),
             data.get("unit"),
@@ -124,22 +136,80 @@ def check_type(kind: str | None, source: str) -> None:
 
 
 def read_questions(path: str | Path) -> Iterator[Question]:
-    """The questions of a JSONL file in order. Raises QuestionError with the line number; ids must differ."""
+    """The questions of a JSONL file in order. Raises QuestionError with the line number at the first fault."""
+    for _, question in scan_questions(path):
+        if isinstance(question, QuestionError):
+            raise question
+        yield question
+
+
+def scan_questions(
+    path: str | Path, images: str | Path | None = None
+) -> Iterator[tuple[int, Question | QuestionError]]:
+    """(line number from 1, question or what is wrong with it) of every line that is not blank, in order.
+
+    images: the folder that `image` is relative to, to have every image looked for; None looks for none. Faults: not
+    UTF-8, not a JSON object, a line above LONGEST_LINE bytes, a key missing or of the wrong type, an unknown type, an
+    id used before, an image that is not there. Memory stays within one line and the ids. Raises QuestionError where
+    the file as a whole cannot be read: missing, or UTF-16.
+    """
     path = Path(path)
     if not path.is_file():
         raise QuestionError(path, "a JSONL file of questions", "no such file", "check the path")
-    seen: set[str] = set()
-    with path.open(encoding="utf-8", errors="replace") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            place = f"{path}:{number}"
-            try:
-                data = json.loads(line)
-            except ValueError as error:
-                raise QuestionError(place, "a JSON object", f"{error}", "write one object a line") from None
-            question = Question.from_json(data, place)
+    seen: dict[str, int] = {}
+    there: dict[str, bool] = {}
+    for number, line in _lines(path):
+        place = f"{path}:{number}"
+        try:
+            question = Question.from_json(_decode(line, place), place)
             if question.id in seen:
-                raise QuestionError(place, "ids that differ", f"{question.id!r} again", "rename one")
-            seen.add(question.id)
-            yield question
+                raise QuestionError(
+                    place, "ids that differ", f"{question.id!r} again (line {seen[question.id]})", "rename one"
+                )
+            seen[question.id] = number
+            if images is not None:
+                if question.image not in there:
+                    image = Path(images) / question.image  # PATH#UID names one series of a DICOM folder
+                    there[question.image] = image.exists() or Path(str(image).rpartition("#")[0] or image).exists()
+                if not there[question.image]:
+                    todo = "check the path, or name the folder of the scans with --scans"
+                    raise QuestionError(place, "an image", f"no such file: {Path(images) / question.image}", todo)
+        except QuestionError as error:
+            yield number, error
+        else:
+            yield number, question
+
+
+def _lines(path: Path) -> Iterator[tuple[int, bytes | None]]:
+    """(number, line) of every line that is not blank; None in place of a line above LONGEST_LINE, never held whole."""
+    with path.open("rb") as file:
+        if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+            raise QuestionError(path, "UTF-8 text", "UTF-16", "save it as UTF-8")
+        file.seek(0)
+        number = 0
+        while line := file.readline(LONGEST_LINE + 1):
+            number += 1
+            if len(line) > LONGEST_LINE:
+                while line and not line.endswith(b"\n"):
+                    line = file.readline(1 << 16)
+                yield number, None
+            elif line.strip():
+                yield number, line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
+
+
+def _decode(line: bytes | None, place: str) -> Any:
+    if line is None:
+        found = f"a line above {LONGEST_LINE >> 20} MiB"
+        raise QuestionError(place, "one question a line", found, "break the file into lines")
+    try:
+        return json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        found = f"byte 0x{line[error.start]:02x} at {error.start}"
+        raise QuestionError(place, "UTF-8 text", found, "save the file as UTF-8") from None
+    except (ValueError, RecursionError) as error:
+        raise QuestionError(place, "a JSON object", f"broken JSON ({error})", "write one object a line") from None
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

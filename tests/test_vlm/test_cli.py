@@ -14,7 +14,7 @@ from seg_backbone.geometry import Grid, to_canonical
 from seg_backbone.io import read_mask, write_volume
 from seg_backbone.plan import Plan
 from seg_backbone.volume import Volume
-from vlm.cli import VERBS, main
+from vlm.cli import VERBS
 
 COS, SIN = np.cos(np.radians(20)), np.sin(np.radians(20))
 OBLIQUE = np.array([[-2 * COS, 2 * SIN, 0, 40], [-2 * SIN, -2 * COS, 0, 30], [0, 0, 3, -100], [0, 0, 0, 1]])
@@ -50,19 +50,6 @@ def volume():
     array[4:-4, 4:-4] = 40
     array[(i - 26) ** 2 + (j - 14) ** 2 + (k - 12) ** 2 < 36] = 300
     return Volume(array, Grid(SHAPE, OBLIQUE.astype(np.float32)), "CT")
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Run the command; returns exit code, stdout and stderr."""
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["vlm", *map(str, arguments)])
-        with pytest.raises(SystemExit) as left:
-            main()
-        return left.value.code, *capsys.readouterr()
-
-    return call
 
 
 def test_help_loads_nothing_heavy():

@@ -18,6 +18,7 @@ def batch(
     no_resume: Annotated[bool, typer.Option("--no-resume", help="start over")] = False,
     no_image: Annotated[bool, typer.Option("--no-image", help="the language model alone, as a baseline")] = False,
     fast: Annotated[bool, typer.Option("--fast", help="fewer overlapping windows")] = False,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="leave faulty questions out and say which")] = False,
     engine: Annotated[str, typer.Option(help="where to run: local")] = "local",
     model: Annotated[str, typer.Option(help="a model that ships, or a folder")] = "default",
     device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
@@ -29,16 +30,17 @@ def batch(
     from seg_backbone.errors import ConfigError, QuestionError
     from seg_backbone.labels import read_labels
     from vlm.cli.progress import bar
-    from vlm.infer.batch import run_batch
-    from vlm.schema import read_questions
+    from vlm.infer.batch import good_questions, run_batch
 
     if engine != "local":
         raise ConfigError("--engine", "local", repr(engine), "leave it out")
     for folder, flag in ((scans, "--scans"), (masks, "--masks")):
         if folder is not None and not folder.is_dir():
             raise QuestionError(folder, f"a folder for {flag}", "none", "check the path")
-    for _ in read_questions(questions):  # every line is checked before the models load
-        pass
+    # every line is checked before the models load
+    _, faults = good_questions(questions, skip_bad)
+    for fault in faults.values():
+        typer.echo(f"left out: {fault}", err=True)
     names = read_labels(labels) if labels else None
     runner: object
     if no_image:
@@ -61,9 +63,12 @@ def batch(
             resume=not no_resume,
             fast=fast,
             progress=progress,
+            skip_bad=skip_bad,
         )
     if json:
         typer.echo(encoder.dumps(result.__dict__))
     else:
-        typer.echo(f"{result.answered} answered, {result.kept} kept from before, {result.unscored} unscored: {output}")
+        left_out = f", {len(faults)} left out (line {', '.join(map(str, faults))})" if faults else ""
+        kept = f"{result.answered} answered, {result.kept} kept from before, {result.unscored} unscored"
+        typer.echo(f"{kept}{left_out}: {output}")
     raise typer.Exit(1 if result.unscored else 0)

@@ -1,4 +1,4 @@
-"""`vlm data`: questions from annotated datasets, and checks of datasets."""
+"""`vlm data`: questions from annotated datasets, import of public sets, and checks of datasets and question files."""
 
 from __future__ import annotations
 
@@ -6,11 +6,15 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-app = typer.Typer(help="Make questions from annotated scans; check datasets.", no_args_is_help=True)
+if TYPE_CHECKING:
+    from vlm.data.sources.question_source import QuestionSource
+    from vlm.data.sources.scan_source import ScanSource
+
+app = typer.Typer(help="Make questions from annotated scans; import public sets; check both.", no_args_is_help=True)
 
 CONFIG = Path("configs/segmentation.yaml")
 
@@ -76,18 +80,142 @@ def questions(
         print(f"Wrote {counts.total()} questions to {out}; images are relative to {base}", file=sys.stderr)
 
 
+def _list_formats(wanted: bool) -> None:
+    """Print the formats, each with what it writes and the first line of its docstring, and leave."""
+    if not wanted:
+        return
+    from vlm.data.sources import FORMATS, describe
+
+    for name in FORMATS:
+        kind, title = describe(name)
+        print(f"{name:17} {kind:10} {title}")
+    raise typer.Exit()
+
+
+@app.command("import")
+def import_(
+    format: Annotated[str, typer.Argument(metavar="FORMAT", help="A name of --list.")],
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="A file or the folder of the set.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="QUESTIONS.jsonl, or the nnU-Net raw folder to write.")],
+    columns: Annotated[
+        str, typer.Option(metavar="ROLE=COLUMN,...", help="Columns of a question set, before the format's own names.")
+    ] = "",
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave faulty rows out and say which.")] = False,
+    copy: Annotated[bool, typer.Option("--copy", help="Copy scans; default: link to them.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the counts as JSON.")] = False,
+    list_: Annotated[
+        bool, typer.Option("--list", callback=_list_formats, is_eager=True, help="List the formats and leave.")
+    ] = False,
+) -> None:
+    """Turn a public question set into QUESTIONS.jsonl, or annotated scans into an nnU-Net raw folder."""
+    from seg_backbone.errors import ConfigError
+    from vlm.data.sources import load_source
+    from vlm.data.sources.question_source import QuestionSource
+
+    source = load_source(format)
+    if isinstance(source, QuestionSource):
+        if copy:
+            raise ConfigError("--copy", "a set of scans", f"{format}, a question set", "leave it out")
+        _import_questions(source, path, out, _column_map(columns), skip_bad, as_json)
+    else:
+        if columns or skip_bad:
+            flag = "--columns" if columns else "--skip-bad"
+            raise ConfigError(flag, "a question set", f"{format}, a set of scans", "leave it out")
+        _import_scans(source, path, out, copy, as_json)
+
+
+def _column_map(text: str) -> dict[str, str]:
+    """ "question=Q,image=path" -> role -> column."""
+    from seg_backbone.errors import ConfigError
+
+    pairs = [[part.strip() for part in pair.split("=", 1)] for pair in text.split(",") if pair.strip()]
+    if not all(len(pair) == 2 and all(pair) for pair in pairs):
+        raise ConfigError("--columns", "ROLE=COLUMN,ROLE=COLUMN", repr(text), "for example question=Q,image=path")
+    return {role: column for role, column in pairs}
+
+
+def _import_questions(
+    source: QuestionSource, path: Path, out: Path, columns: dict[str, str], skip_bad: bool, as_json: bool
+) -> None:
+    import json
+
+    from vlm.data.import_questions import import_questions
+
+    with _bar("importing") as progress:
+        done = import_questions(source, path, out, columns, skip_bad, progress)
+    for fault in done.faults:
+        print(f"left out: {fault}", file=sys.stderr)
+    taken = {role: list(names) for role, names in done.columns.items()}
+    if as_json:
+        counts = {"questions": done.by_type.total(), "by_type": dict(done.by_type), "left_out": len(done.faults)}
+        rest = {"without_scan": done.no_scan, "columns": taken, "images_relative_to": str(done.folder)}
+        print(json.dumps(counts | rest))
+        return
+    print(", ".join(f"{number} {kind}" for kind, number in done.by_type.most_common()) or "no questions")
+    print("Columns: " + ", ".join(f"{role}={'|'.join(names)}" for role, names in taken.items()), file=sys.stderr)
+    if done.faults or done.no_scan:
+        print(f"Left out: {len(done.faults)} faulty rows, {done.no_scan} about no scan", file=sys.stderr)
+    print(f"Wrote {done.by_type.total()} questions to {out}; images are relative to {done.folder}", file=sys.stderr)
+
+
+def _import_scans(source: ScanSource, path: Path, out: Path, copy: bool, as_json: bool) -> None:
+    import json
+    from dataclasses import asdict
+
+    from vlm.data.import_scans import import_scans
+
+    with _bar("importing") as progress:
+        done = import_scans(source, path, out, copy, progress)
+    if as_json:
+        print(json.dumps(asdict(done)))
+        return
+    print(", ".join(f"{name} {number}" for name, number in done.annotated.items()))
+    print(f"Wrote {done.labelled} labelled and {done.unlabelled} unlabelled scans to {out}", file=sys.stderr)
+    print(f"What each annotates is in {out.parent / 'manifest.jsonl'}; now run: vlm data check {out}", file=sys.stderr)
+
+
 @app.command()
-def check(folder: Annotated[Path, typer.Argument(metavar="DATASET", help="An nnU-Net raw folder.")]) -> None:
-    """List the faults of a dataset, one a line; exit code 2 where there are any."""
+def check(
+    folder: Annotated[
+        Path, typer.Argument(metavar="DATASET|QUESTIONS.jsonl", help="An nnU-Net raw folder, or a question file.")
+    ],
+    scans: Annotated[
+        Path | None, typer.Option(help="Folder that `image` of a question is relative to; default the file's.")
+    ] = None,
+) -> None:
+    """List the faults of a dataset or of a question file, one a line; exit code 2 where there are any."""
     from vlm.data.check import find_faults
 
-    with _bar("checking") as progress:
-        faults = find_faults(folder.resolve(), progress)
+    if folder.is_file() or folder.suffix == ".jsonl":
+        faults = _question_faults(folder, scans or folder.parent)
+    else:
+        with _bar("checking") as progress:
+            faults = find_faults(folder.resolve(), progress)
     for fault in faults:
         print(fault)
     if faults:
         raise typer.Exit(2)
     print(f"No faults in {folder}", file=sys.stderr)
+
+
+def _question_faults(path: Path, scans: Path) -> list[str]:
+    """One line a fault, with its line number. Where every line is sound, also the first reference that cannot score."""
+    from eval.references import read_references
+    from seg_backbone.errors import QuestionError
+    from vlm.schema import scan_questions
+
+    faults, answered = [], False
+    for _, question in scan_questions(path, scans):
+        if isinstance(question, QuestionError):
+            faults.append(str(question))
+        else:
+            answered |= question.answer is not None
+    if answered and not faults:
+        try:
+            read_references(path)
+        except QuestionError as error:
+            faults.append(str(error))
+    return faults
 
 
 def _absent(config: Path | None, pairs: list[str]) -> dict[str, tuple[str, ...]]:
@@ -120,4 +248,6 @@ def _bar(what: str) -> Iterator[Callable[[int, int, str], None]]:
 
     with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
         task = bar.add_task(what, total=None)
-        yield lambda done, total, case: bar.update(task, completed=done, total=total, description=f"{what} {case}")
+        yield lambda done, total, case: bar.update(
+            task, completed=done, total=total or None, description=f"{what} {case}"
+        )

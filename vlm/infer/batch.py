@@ -13,16 +13,17 @@ from seg_backbone.errors import InputError, QuestionError
 from seg_backbone.io import SUFFIXES, case_name
 from vlm.infer.blind import BlindEngine
 from vlm.infer.engine import Engine
-from vlm.schema import Answer, Question, read_questions
+from vlm.schema import Answer, Question, scan_questions
 
 
 @dataclass(frozen=True)
 class BatchResult:
-    """How many questions were answered now, were answered before, and failed now."""
+    """How many questions were answered now, were answered before, and failed now; the lines of the file left out."""
 
     answered: int
     kept: int
     unscored: int
+    left_out: tuple[int, ...] = ()
 
 
 def run_batch(
@@ -36,15 +37,17 @@ def run_batch(
     resume: bool = True,
     fast: bool = False,
     progress: Callable[[int, int], None] | None = None,
+    skip_bad: bool = False,
 ) -> BatchResult:
     """Answer the questions of a JSONL file, scan by scan, each scan opened once.
 
     scans: folder that `image` is relative to (default: the question file's). masks: folder of CASE.nii.gz (or another
     format) to answer from instead of predicted masks; labels: their class name -> id. A question that fails is written
-    with `unscored` set and tried again by the next run; answered ones are kept. Raises QuestionError for a file that
-    does not fit.
+    with `unscored` set and tried again by the next run; answered ones are kept. skip_bad: leave faulty lines out, see
+    good_questions. Raises QuestionError for a file that does not fit.
     """
-    todo = list(read_questions(questions))[:limit]
+    todo, faults = good_questions(questions, skip_bad)
+    todo = todo[:limit]
     done = _finished(answers) if resume else {}
     kept = [q for q in todo if q.id in done]
     groups: dict[str, list[Question]] = {}
@@ -75,7 +78,26 @@ def run_batch(
                 count += 1
                 if progress:
                     progress(len(kept) + count, len(todo))
-    return BatchResult(count - failed, len(kept), failed)
+    return BatchResult(count - failed, len(kept), failed, tuple(faults))
+
+
+def good_questions(path: Path, skip_bad: bool = False) -> tuple[list[Question], dict[int, QuestionError]]:
+    """The questions of a file, and line number -> fault of the lines that hold none.
+
+    Without `skip_bad` there are no faults: the first one is raised as QuestionError, with the number of the others.
+    """
+    good, faults = [], {}
+    for number, question in scan_questions(path):
+        if isinstance(question, QuestionError):
+            faults[number] = question
+        else:
+            good.append(question)
+    if faults and not skip_bad:
+        first = next(iter(faults.values()))
+        more = f" ({len(faults) - 1} more faulty lines)" if len(faults) > 1 else ""
+        todo = f"{first.todo}{more}; `vlm data check` lists every fault, --skip-bad leaves them out"
+        raise QuestionError(first.source, first.expected, first.found, todo)
+    return good, faults
 
 
 def _mask_of(scan: Path, masks: Path) -> Path:

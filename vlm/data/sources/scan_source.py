@@ -1,0 +1,123 @@
+"""What a set of annotated scans has to say of itself, and the file matching that several share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import nibabel as nib
+
+from seg_backbone.errors import ConfigError, ScanError
+
+SUFFIXES = (".nii.gz", ".nii")
+File = Path | Callable[[Path], object]  # a NIfTI file as it is, or a function that writes one to the path given
+
+
+@dataclass(frozen=True)
+class ScanCase:
+    """One scan. channels: its images; mask: None where nobody drew; annotated: the classes that were drawn or looked
+    for in this scan, canonical names; targets: a second label map (ids in ScanSet.targets)."""
+
+    case: str
+    channels: tuple[File, ...]
+    mask: File | None = None
+    annotated: tuple[str, ...] = ()
+    modality: str = "CT"
+    targets: File | None = None
+
+
+@dataclass(frozen=True)
+class ScanSet:
+    """A folder as read. labels: canonical class name -> id in the masks. channels: names of a case's images."""
+
+    labels: Mapping[str, int]
+    cases: Iterable[ScanCase]
+    channels: tuple[str, ...] = ("CT",)
+    region: str = ""
+    targets: Mapping[str, int] | None = None
+
+
+@dataclass(frozen=True)
+class ScanSource:
+    """A set of annotated scans. read: a folder -> what is in it; files are opened only when a case is written. Raises
+    ConfigError where the folder is not of this set."""
+
+    name: str
+    read: Callable[[Path], ScanSet]
+
+
+def paired(
+    folder: Path, labels: Mapping[str, int], modality: Callable[[str], str] = lambda case: "CT"
+) -> Iterable[ScanCase]:
+    """The scans below `folder`, each with the mask of its name; every mask annotates all labels.
+
+    A NIfTI file in a folder whose name starts with "label" is a mask, every other one a scan; CASE_0000, imgCASE and
+    labelCASE are CASE. Of two masks of one case the deeper one counts (a folder of corrections inside the masks').
+    """
+    scans, masks = find_pairs(folder)
+    for case, scan in scans.items():
+        drawn = tuple(labels) if case in masks else ()
+        yield ScanCase(case, (scan,), masks.get(case), drawn, modality(case))
+
+
+def find_pairs(folder: Path) -> tuple[dict[str, Path], dict[str, Path]]:
+    """Case -> scan and case -> mask; see `paired`. Raises ConfigError: no scans, or two of one case."""
+    scans: dict[str, Path] = {}
+    masks: dict[str, Path] = {}
+    files = [path for path in sorted(folder.rglob("*.nii*")) if path.name.endswith(SUFFIXES) and path.name[0] != "."]
+    for path in sorted(files, key=lambda path: len(path.parts)):
+        case = case_of(path)
+        if any(part.lower().startswith("label") for part in path.relative_to(folder).parts[:-1]):
+            masks[case] = path
+        elif case in scans:
+            raise ConfigError(path, "one scan a case", f"{scans[case]} too", "name one of the two folders")
+        else:
+            scans[case] = path
+    if not scans:
+        raise ConfigError(folder, "NIfTI scans, and masks in a folder called label...", "none", "check the path")
+    return dict(sorted(scans.items())), masks
+
+
+def case_of(path: Path) -> str:
+    """ "img0007.nii.gz", "label0007.nii.gz" -> "0007"; "x_0000.nii.gz" -> "x"."""
+    name = path.name
+    for suffix in SUFFIXES:
+        name = name.removesuffix(suffix)
+    name = name.removesuffix("_0000")
+    for prefix in ("img", "label"):
+        if name.startswith(prefix) and name[len(prefix) :].isdigit():
+            return name[len(prefix) :]
+    return name
+
+
+def folders_with(folder: Path, pattern: str, what: str) -> list[Path]:
+    """The folders that hold `pattern`, one a case, in name order. Raises ConfigError: none, or two of one name."""
+    found = sorted({path.parent for path in folder.rglob(pattern)})
+    if not found:
+        raise ConfigError(folder, f"{what} with {pattern}", "none", "check the path and the download")
+    names = [path.name for path in found]
+    if twice := [path for path in found if names.count(path.name) > 1]:
+        raise ConfigError(twice[1], "one folder a case", f"{twice[0]} too", "name one of the two folders above")
+    return found
+
+
+def load_image(path: Path) -> nib.Nifti1Pair:
+    """A NIfTI file, its voxels unread. Raises ScanError."""
+    try:
+        image = nib.load(path)
+    except (OSError, nib.filebasedimages.ImageFileError) as error:
+        raise ScanError(path, "a NIfTI file", str(error).splitlines()[0], "copy the file again") from None
+    if not isinstance(image, nib.Nifti1Pair):
+        raise ScanError(path, "a NIfTI file", type(image).__name__, "convert it to NIfTI")
+    return image
+
+
+def paired_source(name: str, labels: Mapping[str, int], region: str) -> ScanSource:
+    """A source of CT scans whose masks annotate every label, found by `paired`."""
+    return ScanSource(name, partial(_read_pairs, labels=labels, region=region))
+
+
+def _read_pairs(folder: Path, labels: Mapping[str, int], region: str) -> ScanSet:
+    return ScanSet(labels, paired(folder, labels), region=region)
