@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import codecs
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -169,8 +170,9 @@ def scan_questions(
             seen[question.id] = number
             if images is not None:
                 if question.image not in there:
-                    image = Path(images) / question.image  # PATH#UID names one series of a DICOM folder
-                    there[question.image] = image.exists() or Path(str(image).rpartition("#")[0] or image).exists()
+                    image = str(Path(images) / question.image)
+                    path_without_series = image.rpartition("#")[0]  # PATH#UID is one series of a DICOM folder
+                    there[question.image] = os.path.exists(image) or os.path.exists(path_without_series)
                 if not there[question.image]:
                     todo = "check the path, or name the folder of the scans with --scans"
                     raise QuestionError(place, "an image", f"no such file: {Path(images) / question.image}", todo)

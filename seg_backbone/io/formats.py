@@ -80,7 +80,7 @@ def is_dicom(path: Path) -> bool:
 
 def split_series(path: str | Path) -> tuple[Path, str | None]:
     """PATH#UID -> (PATH, UID); without a series, or where a file has this very name, (path, None)."""
-    if Path(path).exists() or "#" not in Path(path).name:
+    if os.path.exists(path) or "#" not in Path(path).name:
         return Path(path), None
     plain, _, uid = str(path).rpartition("#")
     return Path(plain), uid
@@ -88,7 +88,7 @@ def split_series(path: str | Path) -> tuple[Path, str | None]:
 
 def _read_image(path: str | Path) -> Image:
     plain, uid = split_series(path)
-    if not plain.exists():
+    if not os.path.exists(plain):
         raise ScanError(path, FORMATS, "no such file", "check the path")
     suffix = _suffix(plain)
     if plain.is_dir() or suffix == ".zip" or (not suffix and is_dicom(plain)):

@@ -38,6 +38,9 @@ LINES = [
     ('{"id": "None", "image": "scan.nii.gz", "question": "Größe?\u2028"}'.encode(), None),
 ]
 BAD = {number: expected for number, (_, expected) in enumerate(LINES, start=1) if expected}
+FAULTY = [
+    number for number, expected in BAD.items() if expected != "no such file" and number != 19
+]  # 19 is short enough
 
 
 @pytest.fixture
@@ -94,7 +97,7 @@ def test_check_lists_every_fault(run, questions):
     code, stdout, _ = run("data", "check", questions)
     assert code == 2
     listed = [line.split(":")[1] for line in stdout.splitlines() if line.startswith(str(questions))]
-    assert listed == [str(number) for number in BAD if number != 19], "line 19 is short enough"
+    assert listed == [str(number) for number in BAD if number != 19]
     assert len(stdout.splitlines()) == len(listed)
 
 
@@ -117,7 +120,7 @@ def test_batch_stops_before_any_work(run, questions, tmp_path, monkeypatch):
     out = tmp_path / "answers.jsonl"
     code, stdout, stderr = run("batch", questions, "-o", out)
     assert (code, stdout) == (2, "") and stderr.startswith(f"error: {questions}:3: expected ")
-    assert f"{len(BAD) - 2} more faulty lines" in stderr and "--skip-bad" in stderr and stderr.count("\n") == 1
+    assert f"{len(FAULTY) - 1} more faulty lines" in stderr and "--skip-bad" in stderr and stderr.count("\n") == 1
     assert not out.exists()
 
 
@@ -126,12 +129,14 @@ def test_batch_leaves_faulty_lines_out(run, questions, engine, tmp_path, monkeyp
     monkeypatch.setattr("vlm.infer.engine.Engine.load", lambda *_: engine)
     out = tmp_path / "answers.jsonl"
     code, stdout, stderr = run("batch", questions, "-o", out, "--skip-bad", "--json")
-    assert code == 0
-    assert [json.loads(line)["id"] for line in out.read_text().splitlines()] == ["a", "b", "None"]
-    assert json.loads(stdout)["left_out"] == [number for number in BAD if number != 19]
-    assert stderr.count("left out: ") == len(BAD) - 1 and f"left out: {questions}:8: " in stderr
+    assert code == 1, "two images are not there"
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [row["id"] for row in rows] == ["a", "b", "None", "c", "d"]
+    assert [row["id"] for row in rows if row["unscored"] and "no such file" in row["unscored"]] == ["c", "d"]
+    assert json.loads(stdout)["left_out"] == FAULTY
+    assert stderr.count("left out: ") == len(FAULTY) and f"left out: {questions}:7: " in stderr
     code, stdout, _ = run("batch", questions, "-o", out, "--skip-bad")
-    assert "3 kept from before" in stdout and f"{len(BAD) - 1} left out (line 3, 4, 5," in stdout
+    assert "3 kept from before" in stdout and f"{len(FAULTY)} left out (line 3, 4, 5," in stdout
 
 
 def test_a_text_only_baseline_needs_no_scans(tmp_path, monkeypatch):

@@ -65,7 +65,7 @@ def run_batch(
                 try:
                     mask = _mask_of(root / image, masks) if masks else None
                     scan = engine.open(root / image, mask, labels, fast=fast)
-                except InputError as error:
+                except (InputError, OSError) as error:
                     fault = str(error)
             for question in asked:
                 if fault is None:
