@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
-from math import ceil, prod
+from math import ceil, log, prod
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,15 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from seg_backbone.cases import CaseFiles
-from seg_backbone.configure import PRESETS, Topology, plan_training, target_spacing
+from seg_backbone.configure import (
+    PRESETS,
+    Preset,
+    Topology,
+    encoder_blocks,
+    features,
+    plan_training,
+    target_spacing,
+)
 from seg_backbone.errors import ConfigError
 from seg_backbone.fingerprint import CaseShape, Fingerprint
 from seg_backbone.geometry import to_canonical
@@ -37,7 +45,9 @@ from seg_backbone.preprocess import preprocess
 from seg_backbone.resample import argmax_slabs
 from seg_backbone.sliding_window import pad_to_patch, window_starts, windows
 
+FAMILY = PRESETS["resenc_m"]
 WIDTHS = (32, 24, 16, 12)  # features of the finest stage; 12 is the narrowest that ships
+NARROW_BLOCKS = (1, 2)  # encoder blocks of every width but the first, the last repeats: as in what ships
 RUNGS = 3  # spacings a width
 COARSER = 1.1  # spacing of a rung over that of the rung above
 COARSEST_MM = 6.0  # the finest axis is not coarsened beyond it; only the width goes on down
@@ -70,9 +80,9 @@ class Budget:
 
 @dataclass(frozen=True)
 class Machine:
-    """Measured rates. operations: a second; read_s: a voxel; export_s: a voxel and class; process_mb: RAM before a scan.
+    """Measured rates. operations: a second; read_s: a voxel; export_s: a voxel and class.
 
-    window_scale: measured over predicted memory of a window, at least 1.
+    process_mb: RAM before a scan is read. window_scale: measured over predicted memory of a window, at least 1.
     """
 
     operations: float
@@ -84,7 +94,7 @@ class Machine:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a plan costs on one case, which is named. gpu_mb is 0 on a CPU; window_mb is in ram_mb there, else in gpu_mb."""
+    """What a plan costs on one case, which is named. gpu_mb is 0 on a CPU, where window_mb is part of ram_mb."""
 
     case: str
     windows: int
@@ -164,27 +174,29 @@ def candidates(fingerprint: Fingerprint, name: str) -> Iterator[Plan]:
     """
     start = target_spacing(fingerprint)
     start = np.maximum(start, start.max() / ALIKE)
+    coarsest = max(1.0, COARSEST_MM / start.min())
+    last = max(RUNGS * len(WIDTHS) - 1, ceil(log(coarsest, COARSER)))  # both the narrowest and the coarsest
     seen = set()
-    for rung in range(RUNGS * len(WIDTHS)):
-        width = WIDTHS[rung // RUNGS]
-        spacing = start * min(COARSER**rung, max(1.0, COARSEST_MM / start.min()))
+    for rung in range(last + 1):
+        width = WIDTHS[min(rung // RUNGS, len(WIDTHS) - 1)]
+        blocks = FAMILY.encoder if width == WIDTHS[0] else NARROW_BLOCKS
+        spacing = start * min(COARSER**rung, coarsest)
+        rounded = np.array([float(f"{step:.3g}") for step in spacing])
         for part in PATCHES:
-            preset = replace(PRESETS["resenc_m"], features=width, reference=PRESETS["resenc_m"].reference / part)
-            topology = plan_training(fingerprint, preset, spacing.round(2))
+            preset = replace(FAMILY, features=width, encoder=blocks, reference=FAMILY.reference / part)
+            topology = plan_training(fingerprint, preset, rounded)
             key = (width, topology.spacing_mm, topology.patch)
             if key not in seen:
                 seen.add(key)
-                yield from (_plan(fingerprint, topology, step, name) for step in STEPS)
+                yield from (_plan(fingerprint, topology, preset, step, name) for step in STEPS)
 
 
-def _plan(fingerprint: Fingerprint, topology: Topology, step: float, name: str) -> Plan:
+def _plan(fingerprint: Fingerprint, topology: Topology, preset: Preset, step: float, name: str) -> Plan:
     """A Plan of our residual U-Net. Windows of CT: what the foreground spans, and everything."""
-    halved = sum(min(stride) == 2 for stride in topology.strides)
-    stages = max(2, halved + 1)
-    blocks = topology.encoder_blocks if topology.features[0] == WIDTHS[0] else [min(2, n) for n in topology.encoder_blocks]
+    stages = max(2, 1 + sum(min(stride) == 2 for stride in topology.strides))
     options = {
-        "features": list(topology.features[:stages]),
-        "blocks": list(blocks[:stages]),
+        "features": list(features(stages, preset)),
+        "blocks": list(encoder_blocks(stages, preset)),
         "strides": [1, *[2] * (stages - 1)],
     }
     divisor = 2 ** (stages - 1)
@@ -192,7 +204,9 @@ def _plan(fingerprint: Fingerprint, topology: Topology, step: float, name: str) 
     plan = Plan(name, fingerprint.classes, topology.spacing_mm, patch, step, network_options=options)
     if fingerprint.channels[0].upper() == "CT":
         low, high = fingerprint.intensities[0].percentile_00_5, fingerprint.intensities[0].percentile_99_5
-        return plan.with_(ct_windows_hu=((float(round(low)), float(max(round(high), round(low) + 1))), (-1000.0, 1000.0)))
+        return plan.with_(
+            ct_windows_hu=((float(round(low)), float(max(round(high), round(low) + 1))), (-1000.0, 1000.0))
+        )
     return plan
 
 
@@ -200,9 +214,7 @@ def worst_case(plan: Plan, cases: tuple[CaseShape, ...], machine: Machine, devic
     """The cost of a plan on the case that takes longest; memory is the largest of any case."""
     costs = [predict_cost(plan, case, machine, device) for case in cases]
     slowest = max(costs, key=lambda cost: cost.seconds)
-    return replace(
-        slowest, ram_mb=max(cost.ram_mb for cost in costs), gpu_mb=max(cost.gpu_mb for cost in costs)
-    )
+    return replace(slowest, ram_mb=max(cost.ram_mb for cost in costs), gpu_mb=max(cost.gpu_mb for cost in costs))
 
 
 def predict_cost(plan: Plan, case: CaseShape, machine: Machine, device: str) -> Cost:

@@ -1,4 +1,4 @@
-"""nnU-Net v2's rules, from a fingerprint to a network: spacing, patch, strides, kernels, features, batch, normalisation.
+"""nnU-Net v2's rules: from a fingerprint to spacing, patch, strides, kernels, features, batch and normalisation.
 
 Derived anew from the published rules (Isensee et al. 2021, supplement; Isensee et al. 2024 for the residual presets)
 and held to nnU-Net's own planner by a test. One difference: nnU-Net takes the axes as the files store them, here they
@@ -139,16 +139,14 @@ def plan_training(fingerprint: Fingerprint, preset: Preset, spacing_mm: np.ndarr
         strides=tuple(_turn(stride, back) for stride in strides),
         kernels=tuple(_turn(kernel, back) for kernel in kernels),
         features=features(len(strides), preset),
-        encoder_blocks=tuple(preset.encoder[min(n, len(preset.encoder) - 1)] for n in range(len(strides))),
+        encoder_blocks=encoder_blocks(len(strides), preset),
         decoder_convolutions=(preset.decoder,) * (len(strides) - 1),
         batch=max(batch, LEAST_BATCH),
         values=values,
     )
 
 
-def pooling(
-    spacing_mm: Sequence[float], size: Sequence[float]
-) -> tuple[list[list[int]], list[list[int]], list[int]]:
+def pooling(spacing_mm: Sequence[float], size: Sequence[float]) -> tuple[list[list[int]], list[list[int]], list[int]]:
     """Strides and kernels of every stage, fine to coarse, and `size` rounded up to what the strides divide.
 
     At every stage the axes are halved that have 2 x EDGE voxels left and lie within twice the finest of those; a
@@ -170,24 +168,19 @@ def pooling(
     return strides, [*kernels, [3, 3, 3]], [ceil(n / d) * d for n, d in zip(size, divisor, strict=True)]
 
 
-def feature_map_values(
-    patch: Sequence[int], strides: Sequence[Sequence[int]], outputs: int, preset: Preset
-) -> int:
+def feature_map_values(patch: Sequence[int], strides: Sequence[Sequence[int]], outputs: int, preset: Preset) -> int:
     """Values in all feature maps that convolutions write for one patch: nnU-Net's stand-in for training memory.
 
     Each convolution counts features x voxels of its output, so does each up-convolution and a shortcut that strides;
     the logits count once.
     """
-    width = features(len(strides), preset)
+    widths, depths = features(len(strides), preset), encoder_blocks(len(strides), preset)
     size, total, maps = list(patch), 0, []
-    for stage, stride in enumerate(strides):
+    for stride, width, blocks in zip(strides, widths, depths, strict=True):
         size = [n // s for n, s in zip(size, stride, strict=True)]
-        blocks = preset.encoder[min(stage, len(preset.encoder) - 1)]
-        if preset.residual:
-            count = 2 * blocks + 1  # one more: the stem before the first stage, the shortcut that strides in the others
-        else:
-            count = blocks
-        maps.append(width[stage] * prod(size))
+        # one more where residual: the stem before the first stage, the shortcut that strides in the others
+        count = 2 * blocks + 1 if preset.residual else blocks
+        maps.append(width * prod(size))
         total += count * maps[-1]
     return total + sum((preset.decoder + 1) * values for values in maps[:-1]) + outputs * prod(patch)
 
@@ -195,6 +188,11 @@ def feature_map_values(
 def features(stages: int, preset: Preset) -> tuple[int, ...]:
     """Features a stage: doubled from stage to stage up to MOST_FEATURES."""
     return tuple(min(MOST_FEATURES, preset.features * 2**stage) for stage in range(stages))
+
+
+def encoder_blocks(stages: int, preset: Preset) -> tuple[int, ...]:
+    """Blocks a stage of the encoder: the preset's, the last of them repeated."""
+    return tuple(preset.encoder[min(stage, len(preset.encoder) - 1)] for stage in range(stages))
 
 
 def _turn(values: Sequence[int], back: Sequence[int]) -> Triple:

@@ -22,7 +22,7 @@ from seg_backbone.cases import CaseFiles, list_cases
 from seg_backbone.errors import ConfigError, LabelError
 from seg_backbone.geometry import to_canonical
 from seg_backbone.io import read_mask, read_volume
-from seg_backbone.volume import require_same_grid
+from seg_backbone.volume import Mask, Volume, require_same_grid
 
 QUANTILES = (np.arange(2000) + 0.5) / 2000  # of each case; the data set's percentiles are those of all of them together
 
@@ -54,8 +54,8 @@ class CaseShape:
 class Fingerprint:
     """A dataset as a planner sees it.
 
-    channels: names by number ("CT", "MR_T1"), by which nnU-Net chooses the normalisation. classes: foreground, canonical
-    names. outputs: entries of `labels` in dataset.json, background included. training_cases: its `numTraining`.
+    channels: names by number ("CT", "MR_T1"), by which nnU-Net chooses the normalisation. classes: foreground, by
+    canonical names. outputs: entries of `labels` in dataset.json, background included. training_cases: `numTraining`.
     """
 
     dataset: str
@@ -80,7 +80,10 @@ class Fingerprint:
         """Read what `to_json` wrote. Raises ConfigError for anything else."""
         try:
             data = json.loads(Path(path).read_text(encoding="utf-8"))
-            cases = [CaseShape(**{k: tuple(v) if isinstance(v, list) else v for k, v in c.items()}) for c in data["cases"]]
+            cases = [
+                CaseShape(row["case"], tuple(row["spacing_mm"]), tuple(row["shape"]), tuple(row["cropped"]))
+                for row in data["cases"]
+            ]
             lists = {key: tuple(data[key]) for key in ("channels", "classes")}
             values = tuple(Intensities(**channel) for channel in data["intensities"])
             return Fingerprint(**data | lists | {"cases": tuple(cases), "intensities": values})
@@ -92,7 +95,9 @@ class Fingerprint:
 def fingerprint(
     folder: str | Path, progress: Callable[[int, int], None] | None = None, threads: int | None = None
 ) -> Fingerprint:
-    """Read every case of an nnU-Net raw dataset once. progress(done, total) after each; threads: cores by default.
+    """Read every case of an nnU-Net raw dataset once.
+
+    progress(done, total) is called after each. threads: as many as cores by default, 8 at most; each holds a scan.
 
     Raises ConfigError for a folder that is no dataset or whose masks show no class, else the errors of the readers.
     """
@@ -102,7 +107,7 @@ def fingerprint(
     if not files:
         raise ConfigError(folder, "scans with masks", "none", "see `vlm data check`")
     done, measured = 0, []
-    with ThreadPoolExecutor(threads or os.cpu_count() or 1) as pool:
+    with ThreadPoolExecutor(threads or min(8, os.cpu_count() or 1)) as pool:
         for result in pool.map(lambda case: _measure(case, len(channels)), files):
             measured.append(result)
             done += 1
@@ -159,7 +164,8 @@ def _measure(files: CaseFiles, channels: int) -> tuple[CaseShape, list[_Sample]]
     assert files.mask is not None
     volumes = [read_volume(channel_file(files.image, number), files.modality) for number in range(channels)]
     mask = read_mask(files.mask, files.labels)
-    for other in (*volumes[1:], mask):
+    others: list[Volume | Mask] = [*volumes[1:], mask]
+    for other in others:
         require_same_grid(volumes[0], other)
     nonzero = np.logical_or.reduce([volume.array != 0 for volume in volumes])
     box = []

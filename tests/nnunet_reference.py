@@ -22,6 +22,7 @@ import torch
 
 from seg_backbone.fingerprint import CaseShape, Fingerprint, Intensities
 
+RAW, PREPROCESSED, RESULTS = "nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"  # environment variables
 PLANNERS = {"plain": "ExperimentPlanner", "resenc_m": "nnUNetPlannerResEncM", "resenc_l": "nnUNetPlannerResEncL"}
 DATASETS = ("Dataset101_HeadNeckCT", "Dataset102_SarcomaCT", "Dataset103_SarcomaMR", "Dataset104_BrainTumourMR")
 # in a dataset.json: the planner opens no image then
@@ -61,9 +62,7 @@ def synthetic() -> dict[str, Fingerprint]:
             triples = [tuple(part.tolist()) for part in (step.round(4), full, size)]
             cases.append(CaseShape(f"{name}_{number}", *triples))
         classes = tuple(f"class_{number}" for number in range(1, outputs))
-        found[name] = Fingerprint(
-            name, channels, classes, outputs, count, tuple(cases), (UNUSED,) * len(channels)
-        )
+        found[name] = Fingerprint(name, channels, classes, outputs, count, tuple(cases), (UNUSED,) * len(channels))
     return found
 
 
@@ -86,9 +85,9 @@ def as_nnunet(fingerprint: Fingerprint) -> tuple[dict[str, Any], dict[str, Any]]
 
 def plans(dataset: dict[str, Any], facts: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Preset -> the numbers of nnU-Net's 3d_fullres plan, axes back to (right, anterior, superior)."""
-    raw = Path(os.environ.setdefault("nnUNet_raw", tempfile.mkdtemp()))
-    preprocessed = Path(os.environ.setdefault("nnUNet_preprocessed", tempfile.mkdtemp()))
-    os.environ.setdefault("nnUNet_results", str(preprocessed))
+    raw = Path(os.environ.setdefault(RAW, tempfile.mkdtemp()))
+    preprocessed = Path(os.environ.setdefault(PREPROCESSED, tempfile.mkdtemp()))
+    os.environ.setdefault(RESULTS, str(preprocessed))
     from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
     from nnunetv2.experiment_planning.experiment_planners.residual_unets import residual_encoder_unet_planners
 
@@ -128,10 +127,10 @@ def _numbers(plan: dict[str, Any], backward: list[int]) -> dict[str, Any]:
 
 def main(data: Path) -> None:
     """Print plans of the synthetic fingerprints, and fingerprints (by nnU-Net) and plans of the datasets in `data`."""
-    os.environ["nnUNet_preprocessed"] = tempfile.mkdtemp()
-    os.environ["nnUNet_raw"] = tempfile.mkdtemp()
+    os.environ[PREPROCESSED] = tempfile.mkdtemp()
+    os.environ[RAW] = tempfile.mkdtemp()
     for name in DATASETS:
-        (Path(os.environ["nnUNet_raw"]) / name).symlink_to((data / name).resolve())
+        (Path(os.environ[RAW]) / name).symlink_to((data / name).resolve())
     from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
 
     with redirect_stdout(sys.stderr):

@@ -1,4 +1,4 @@
-"""`vlm configure DATASET -o PLAN`: a training configuration that follows from the data and from what a scan may cost."""
+"""`vlm configure DATASET -o PLAN`: a training configuration from the data and from what a scan may cost."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def configure(
 
 
 def _split(folder: Path, cases: list[CaseFiles]) -> dict[str, Any]:
-    """A split file's content: a fifth of the patients validates, drawn with a fixed seed. Raises ConfigError for one."""
+    """A split file's content: a fifth of the patients validates, drawn with a fixed seed. Raises ConfigError."""
     import numpy as np
 
     from seg_backbone.errors import ConfigError
