@@ -8,13 +8,15 @@ The model of cost, per case:
     seconds   windows x (operations of a window / speed) + voxels of the scan x (read + export x classes)
     device    weights + the maps that are alive in the finest decoder stage + the logits of the working grid, twice
     RAM       the process with its libraries + voxels of the scan x SCAN_BYTES + the above where the device is the CPU
-The three rates are measured on one case of the dataset on this machine; operations are counted by torch.
+The three rates are measured on one case of the dataset on this machine; operations are counted by torch. Time and
+memory of measuring what was found are not in it.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from math import ceil, log, prod
@@ -54,7 +56,7 @@ COARSEST_MM = 6.0  # the finest axis is not coarsened beyond it; only the width 
 ALIKE = 1.9  # coarsest over finest axis at most: below 2, where nnU-Net's rule starts to halve axes together
 REPEATS = 3  # timed windows; the fastest counts, the others were disturbed
 STEPS = (0.5, 0.6, 0.75)  # of a window between neighbours: nnU-Net's, ours, and the FLARE winners' 0.7 to 0.8
-PATCHES = (1, 2, 4, 8, 16)  # shares of nnU-Net's training memory that the patch is planned for
+PATCHES = (1, 2, 4, 8, 16)  # the patch is planned for nnU-Net's training memory divided by these
 SCAN_BYTES = 14  # a voxel of the scan: values (2 to 4), two canonical byte maps, probability (4), mask and a copy
 WORKSPACE_MB = 40.0  # what the convolutions' library takes for itself, measured with torch 2.13 on a CPU
 CONTEXT_MB = 500.0  # what CUDA takes before the first tensor
@@ -141,7 +143,6 @@ def configure(fingerprint: Fingerprint, files: list[CaseFiles], budget: Budget, 
         predicted = worst_case(plan, fingerprint.cases, machine, budget.device)
         if predicted.fits(budget):
             seconds, used = measure_window(plan, by_name[predicted.case], budget.device)
-            # the slower and the larger of both, so that a later rung is not taken on a lucky measurement
             scaled = replace(
                 machine,
                 operations=operations(plan) / seconds,
@@ -150,6 +151,7 @@ def configure(fingerprint: Fingerprint, files: list[CaseFiles], budget: Budget, 
             measured = worst_case(plan, fingerprint.cases, scaled, budget.device)
             if measured.fits(budget):
                 return Configured(plan, predicted, replace(measured, window_mb=used))
+            # never faster or smaller than before: a later rung is not taken on a lucky measurement
             machine = replace(
                 machine,
                 operations=min(machine.operations, scaled.operations),
@@ -333,10 +335,9 @@ def _start_peak(device: str) -> float:
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         return torch.cuda.memory_allocated() / MB
-    reset = Path("/proc/self/clear_refs")
-    if reset.exists():
-        reset.write_text("5")  # the peak (VmHWM) starts anew, see proc(5)
-    return _status("VmRSS")
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew at what is in use, see proc(5)
+    return _status("VmHWM")
 
 
 def _peak(device: str) -> float:
