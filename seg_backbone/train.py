@@ -30,7 +30,8 @@ from seg_backbone.sliding_window import predict_logits
 
 @dataclass(frozen=True)
 class SegmentationConfig:
-    """What `vlm train segmentation --config FILE` reads (YAML). Paths are relative to the working directory.
+    """What `vlm train segmentation --config FILE` reads: YAML, or the JSON of `vlm configure`. Paths are relative to
+    the working directory.
 
     data: folder of nnU-Net raw datasets. output: run folder (checkpoint, log). datasets: see DatasetEntry.
     start: model folder whose weights to begin from. steps x batch windows are drawn; AdamW with a linear warm-up and a
@@ -69,6 +70,7 @@ class SegmentationConfig:
         """Read YAML; `changes` override single fields. Raises ConfigError naming the field that does not fit."""
         try:
             data = yaml.safe_load(Path(path).read_text()) | {k: v for k, v in changes.items() if v is not None}
+            data.pop("configured", None)  # how `vlm configure` came to this file
             plan: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data["plan"].items()}
             data["plan"] = Plan(**plan)
             data["datasets"] = tuple(

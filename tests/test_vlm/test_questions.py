@@ -50,7 +50,7 @@ def write_case(root, dataset, case, labels, annotated, modality, region):
     folder = root / dataset
     write_volume(Volume(array, GRID, modality[:2]), folder / "imagesTr" / f"{case}_0000.nii.gz")
     write_mask(Mask(codes, GRID), folder / "labelsTr" / f"{case}.nii.gz")
-    (folder / "dataset.json").write_text(json.dumps({"labels": labels}))
+    (folder / "dataset.json").write_text(json.dumps({"labels": labels, "channel_names": {"0": modality[:2]}}))
     row = {"dataset": dataset, "case": case, "modality": modality, "region": region, "annotated": annotated}
     with (root / "manifest.jsonl").open("a") as manifest:
         manifest.write(json.dumps(row) + "\n")

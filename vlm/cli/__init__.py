@@ -22,6 +22,7 @@ VERBS = {
     "batch": "vlm.cli.batch:batch",
     "info": "vlm.cli.info:info",
     "evaluate": "vlm.cli.evaluate:app",
+    "configure": "vlm.cli.configure:configure",
     "train": "vlm.cli.train:app",
     "data": "vlm.cli.data:app",
     "model": "vlm.cli.model:app",

@@ -1,0 +1,352 @@
+"""From a fingerprint and a budget for USING the network (seconds, MB of RAM and GPU) to a Plan that keeps it.
+
+nnU-Net plans for a training memory only. Here a ladder of plans goes from its target spacing and width downwards; the
+first rung whose predicted cost fits on every case of the dataset is taken, then one real window is run with it. Where
+that window costs more than predicted, the prediction is scaled up to it and the walk goes on down; so it ends.
+
+The model of cost, per case:
+    seconds   windows x (operations of a window / speed) + voxels of the scan x (read + export x classes)
+    device    weights + the maps that are alive in the finest decoder stage + the logits of the working grid, twice
+    RAM       the process with its libraries + voxels of the scan x SCAN_BYTES + the above where the device is the CPU
+The three rates are measured on one case of the dataset on this machine; operations are counted by torch. Time and
+memory of measuring what was found are not in it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
+from math import ceil, log, prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from seg_backbone.cases import CaseFiles
+from seg_backbone.configure import (
+    PRESETS,
+    Preset,
+    Topology,
+    encoder_blocks,
+    features,
+    plan_training,
+    target_spacing,
+)
+from seg_backbone.errors import ConfigError
+from seg_backbone.fingerprint import CaseShape, Fingerprint
+from seg_backbone.geometry import to_canonical
+from seg_backbone.io import read_volume
+from seg_backbone.nets import build_network
+from seg_backbone.plan import Plan
+from seg_backbone.preprocess import preprocess
+from seg_backbone.resample import argmax_slabs
+from seg_backbone.sliding_window import pad_to_patch, window_starts, windows
+
+FAMILY = PRESETS["resenc_m"]
+WIDTHS = (32, 24, 16, 12)  # features of the finest stage; 12 is the narrowest that ships
+NARROW_BLOCKS = (1, 2)  # encoder blocks of every width but the first, the last repeats: as in what ships
+RUNGS = 3  # spacings a width
+COARSER = 1.1  # spacing of a rung over that of the rung above
+COARSEST_MM = 6.0  # the finest axis is not coarsened beyond it; only the width goes on down
+ALIKE = 1.9  # coarsest over finest axis at most: below 2, where nnU-Net's rule starts to halve axes together
+REPEATS = 3  # timed windows; the fastest counts, the others were disturbed
+STEPS = (0.5, 0.6, 0.75)  # of a window between neighbours: nnU-Net's, ours, and the FLARE winners' 0.7 to 0.8
+PATCHES = (1, 2, 4, 8, 16)  # the patch is planned for nnU-Net's training memory divided by these
+SCAN_BYTES = 14  # a voxel of the scan: values (2 to 4), two canonical byte maps, probability (4), mask and a copy
+WORKSPACE_MB = 40.0  # what the convolutions' library takes for itself, measured with torch 2.13 on a CPU
+CONTEXT_MB = 500.0  # what CUDA takes before the first tensor
+SLAB = 16  # slices that the export holds at once (argmax_slabs)
+MB = 1e6
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What one scan may cost at most; None: anything. device: "cpu" or "cuda"."""
+
+    seconds: float | None = None
+    ram_mb: float | None = None
+    gpu_mb: float | None = None
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise ConfigError("device", "a CUDA device that torch can use", "none", "plan where the network will run")
+        if self.device == "cpu" and self.gpu_mb is not None:
+            raise ConfigError("--max-gpu-mb", "--device cuda", "cpu", "use --max-ram-mb")
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Measured rates. operations: a second; read_s: a voxel; export_s: a voxel and class.
+
+    process_mb: RAM before a scan is read. window_scale: measured over predicted memory of a window, at least 1.
+    """
+
+    operations: float
+    read_s: float
+    export_s: float
+    process_mb: float
+    window_scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a plan costs on one case, which is named. gpu_mb is 0 on a CPU, where window_mb is part of ram_mb."""
+
+    case: str
+    windows: int
+    window_s: float
+    window_mb: float
+    seconds: float
+    ram_mb: float
+    gpu_mb: float
+
+    def fits(self, budget: Budget) -> bool:
+        """True where no limit is broken."""
+        pairs = ((self.seconds, budget.seconds), (self.ram_mb, budget.ram_mb), (self.gpu_mb, budget.gpu_mb))
+        return all(limit is None or value <= limit for value, limit in pairs)
+
+
+@dataclass(frozen=True)
+class Configured:
+    """The plan that was chosen, its cost as predicted before any window of it was run, and with the window measured."""
+
+    plan: Plan
+    predicted: Cost
+    measured: Cost
+
+    def to_json(self) -> dict[str, Any]:
+        """predicted and measured, ready for JSON."""
+        return {"predicted": asdict(self.predicted), "measured": asdict(self.measured)}
+
+
+def configure(fingerprint: Fingerprint, files: list[CaseFiles], budget: Budget, name: str) -> Configured:
+    """Choose the plan. files: the cases of the dataset, to measure on.
+
+    Raises ConfigError for more than one input channel, and for a budget that no rung keeps, naming what it would cost.
+    """
+    if len(fingerprint.channels) > 1:
+        found = f"{len(fingerprint.channels)} ({', '.join(fingerprint.channels)})"
+        raise ConfigError(fingerprint.dataset, "one input channel", found, "make a dataset of the channel to train on")
+    rungs = list(candidates(fingerprint, name))
+    by_name = {case.case: case for case in files}
+    largest = max(fingerprint.cases, key=lambda case: prod(case.shape))
+    probe = next(plan for plan in rungs if plan.spacing_mm == rungs[-1].spacing_mm)
+    machine = calibrate(probe, by_name[largest.case], budget.device)
+    costs = []
+    for plan in rungs:
+        predicted = worst_case(plan, fingerprint.cases, machine, budget.device)
+        if predicted.fits(budget):
+            seconds, used = measure_window(plan, by_name[predicted.case], budget.device)
+            scaled = replace(
+                machine,
+                operations=operations(plan) / seconds,
+                window_scale=max(1.0, used / (predicted.window_mb / machine.window_scale)),
+            )
+            measured = worst_case(plan, fingerprint.cases, scaled, budget.device)
+            if measured.fits(budget):
+                return Configured(plan, predicted, replace(measured, window_mb=used))
+            # never faster or smaller than before: a later rung is not taken on a lucky measurement
+            machine = replace(
+                machine,
+                operations=min(machine.operations, scaled.operations),
+                window_scale=max(machine.window_scale, scaled.window_scale),
+            )
+        costs.append(predicted)
+    least = {key: min(getattr(cost, key) for cost in costs) for key in ("seconds", "ram_mb", "gpu_mb")}
+    needs = f"at least {least['seconds']:.3g} s, {least['ram_mb']:.0f} MB RAM, {least['gpu_mb']:.0f} MB GPU memory"
+    raise ConfigError("budget", f"what some network can keep ({needs})", _words(budget), "raise the limits")
+
+
+def _words(budget: Budget) -> str:
+    limits = {"s": budget.seconds, "MB RAM": budget.ram_mb, "MB GPU memory": budget.gpu_mb}
+    return ", ".join(f"{limit:g} {unit}" for unit, limit in limits.items() if limit is not None)
+
+
+def candidates(fingerprint: Fingerprint, name: str) -> Iterator[Plan]:
+    """Plans from nnU-Net's target spacing and width downwards; at each rung larger steps, then smaller patches.
+
+    The networks here halve all axes together, so the spacing starts where no axis is nearly twice as coarse as another,
+    and a stage is made only where nnU-Net's rule would halve all three.
+    """
+    start = target_spacing(fingerprint)
+    start = np.maximum(start, start.max() / ALIKE)
+    coarsest = max(1.0, COARSEST_MM / start.min())
+    last = max(RUNGS * len(WIDTHS) - 1, ceil(log(coarsest, COARSER)))  # both the narrowest and the coarsest
+    seen = set()
+    for rung in range(last + 1):
+        width = WIDTHS[min(rung // RUNGS, len(WIDTHS) - 1)]
+        blocks = FAMILY.encoder if width == WIDTHS[0] else NARROW_BLOCKS
+        spacing = start * min(COARSER**rung, coarsest)
+        rounded = np.array([float(f"{step:.3g}") for step in spacing])
+        for part in PATCHES:
+            preset = replace(FAMILY, features=width, encoder=blocks, reference=FAMILY.reference / part)
+            topology = plan_training(fingerprint, preset, rounded)
+            key = (width, topology.spacing_mm, topology.patch)
+            if key not in seen:
+                seen.add(key)
+                yield from (_plan(fingerprint, topology, preset, step, name) for step in STEPS)
+
+
+def _plan(fingerprint: Fingerprint, topology: Topology, preset: Preset, step: float, name: str) -> Plan:
+    """A Plan of our residual U-Net. Windows of CT: what the foreground spans, and everything."""
+    stages = max(2, 1 + sum(min(stride) == 2 for stride in topology.strides))
+    options = {
+        "features": list(features(stages, preset)),
+        "blocks": list(encoder_blocks(stages, preset)),
+        "strides": [1, *[2] * (stages - 1)],
+    }
+    divisor = 2 ** (stages - 1)
+    patch = tuple(ceil(n / divisor) * divisor for n in topology.patch)
+    plan = Plan(name, fingerprint.classes, topology.spacing_mm, patch, step, network_options=options)
+    if fingerprint.channels[0].upper() == "CT":
+        low, high = fingerprint.intensities[0].percentile_00_5, fingerprint.intensities[0].percentile_99_5
+        return plan.with_(
+            ct_windows_hu=((float(round(low)), float(max(round(high), round(low) + 1))), (-1000.0, 1000.0))
+        )
+    return plan
+
+
+def worst_case(plan: Plan, cases: tuple[CaseShape, ...], machine: Machine, device: str) -> Cost:
+    """The cost of a plan on the case that takes longest; memory is the largest of any case."""
+    costs = [predict_cost(plan, case, machine, device) for case in cases]
+    slowest = max(costs, key=lambda cost: cost.seconds)
+    return replace(slowest, ram_mb=max(cost.ram_mb for cost in costs), gpu_mb=max(cost.gpu_mb for cost in costs))
+
+
+def predict_cost(plan: Plan, case: CaseShape, machine: Machine, device: str) -> Cost:
+    """The model of the module's docstring for one case."""
+    outputs, channels = len(plan.classes) + 1, len(plan.ct_windows_hu)
+    voxels = prod(case.shape)
+    extent = [n * step for n, step in zip(case.shape, case.spacing_mm, strict=True)]
+    working = [max(1, round(mm / step)) for mm, step in zip(extent, plan.spacing_mm, strict=True)]
+    count = prod(len(window_starts((n,), (p,), plan.step)) for n, p in zip(working, plan.patch, strict=True))
+    padded = prod(max(n, p) for n, p in zip(working, plan.patch, strict=True))
+    window_s = operations(plan) / machine.operations
+    seconds = count * window_s + voxels * (machine.read_s + machine.export_s * outputs)
+
+    window = (window_values(plan) * 4 / MB + WORKSPACE_MB) * machine.window_scale
+    whole = (2 * outputs + channels + 1) * padded * 4 / MB
+    slab = 3 * outputs * case.shape[0] * case.shape[1] * min(SLAB, case.shape[2]) * 4 / MB
+    held = parameters(plan) * 4 / MB + max(window + whole, whole + slab)
+    ram = machine.process_mb + voxels * SCAN_BYTES / MB
+    on_cpu = device == "cpu"
+    return Cost(
+        case=case.case,
+        windows=count,
+        window_s=window_s,
+        window_mb=window,
+        seconds=seconds,
+        ram_mb=ram + held if on_cpu else ram,
+        gpu_mb=0.0 if on_cpu else CONTEXT_MB + held,
+    )
+
+
+def window_values(plan: Plan) -> float:
+    """Numbers alive at once while one window runs: at the finest decoder stage, or the logits where classes are many.
+
+    There are the skips of all stages, the concatenated input of the finest (2 x features) and its copy in the layout
+    of the convolution, the output of that and of its norm, see nets/residual_unet.py. Measured: 0.9 to 1.2 times that.
+    """
+    widths, voxels = plan.network_options["features"], prod(plan.patch)
+    skips = sum(width / 8**stage for stage, width in enumerate(widths))
+    outputs = len(plan.classes) + 1
+    return voxels * (len(plan.ct_windows_hu) + max(skips + 6 * widths[0], skips + widths[0] + outputs, 2 * outputs))
+
+
+def operations(plan: Plan) -> int:
+    """Multiplications and additions of one window, as torch counts them."""
+    return _count(plan.network, len(plan.ct_windows_hu), len(plan.classes) + 1, _freeze(plan), plan.patch)[0]
+
+
+def parameters(plan: Plan) -> int:
+    """Weights of the network."""
+    return _count(plan.network, len(plan.ct_windows_hu), len(plan.classes) + 1, _freeze(plan), plan.patch)[1]
+
+
+def _freeze(plan: Plan) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    return tuple((key, tuple(value)) for key, value in plan.network_options.items())
+
+
+@lru_cache(maxsize=256)
+def _count(
+    network: str, channels: int, outputs: int, options: tuple[tuple[str, tuple[int, ...]], ...], patch: tuple[int, ...]
+) -> tuple[int, int]:
+    with torch.device("meta"):  # shapes only: nothing is computed
+        built = build_network(network, channels, outputs, dict(options))
+        with FlopCounterMode(display=False) as counter, torch.inference_mode():
+            built(torch.empty((1, channels, *patch)))
+    return counter.get_total_flops(), sum(weights.numel() for weights in built.parameters())
+
+
+def calibrate(plan: Plan, files: CaseFiles, device: str) -> Machine:
+    """The rates of this machine, from reading one case, one window of a plan on it, and one slab of its export."""
+    process_mb = resident_mb()
+    started = time.perf_counter()
+    volume = read_volume(files.image, files.modality)
+    image, _ = preprocess(volume, plan)
+    read_s = (time.perf_counter() - started) / volume.array.size
+    outputs = len(plan.classes) + 1
+    shape = to_canonical(volume.array, volume.grid)[0].shape
+    logits = torch.zeros((outputs, *image.shape[1:]), device=device)
+    started = time.perf_counter()
+    place, ids, _ = next(argmax_slabs(logits, shape, SLAB))
+    ids.cpu()
+    export_s = (time.perf_counter() - started) / (outputs * prod(shape[:2]) * (place.stop - place.start))
+    seconds, _ = measure_window(plan, files, device)
+    return Machine(operations(plan) / seconds, read_s, export_s, process_mb)
+
+
+def measure_window(plan: Plan, files: CaseFiles, device: str) -> tuple[float, float]:
+    """Run one window of a case, in its middle, through an untrained network: (seconds, MB it took beside the weights).
+
+    The first run measures memory and warms up, the fastest of REPEATS more gives the time.
+    """
+    image, _ = preprocess(read_volume(files.image, files.modality), plan)
+    padded, _ = pad_to_patch(torch.from_numpy(image), plan.patch)
+    crops = [crop for _, crop in windows(padded, plan.patch, plan.step)]
+    window = crops[len(crops) // 2].to(device)
+    network = build_network(plan.network, len(plan.ct_windows_hu), len(plan.classes) + 1, plan.network_options)
+    network = network.eval().to(device=device, memory_format=torch.channels_last_3d)
+    del image, padded, crops
+    with torch.inference_mode():
+        before = _start_peak(device)
+        network(window)
+        used = _peak(device) - before
+        seconds = []
+        for _ in range(REPEATS):
+            started = time.perf_counter()
+            network(window).sum().item()  # the sum waits for a GPU
+            seconds.append(time.perf_counter() - started)
+    return min(seconds), used
+
+
+def resident_mb() -> float:
+    """RAM of this process now, MB; 0 where /proc is not there (not Linux): the prediction then leaves it out."""
+    return _status("VmRSS")
+
+
+def _start_peak(device: str) -> float:
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.memory_allocated() / MB
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew at what is in use, see proc(5)
+    return _status("VmHWM")
+
+
+def _peak(device: str) -> float:
+    return torch.cuda.max_memory_allocated() / MB if device == "cuda" else _status("VmHWM")
+
+
+def _status(field: str) -> float:
+    path = Path("/proc/self/status")
+    if not path.exists():
+        return 0.0
+    line = next(line for line in path.read_text().splitlines() if line.startswith(field))
+    return int(line.split()[1]) * 1024 / MB

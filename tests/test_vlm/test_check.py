@@ -1,0 +1,114 @@
+"""Each fault of a dataset is one line that names its file, and a sound dataset has none."""
+
+import json
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from seg_backbone.geometry import Grid
+from seg_backbone.io import write_mask, write_volume
+from seg_backbone.volume import Mask, Volume
+from vlm.cli.data import app
+from vlm.data.check import find_faults
+
+GRID = Grid((6, 7, 8), np.diag([-2.0, -2.0, 3.0, 1.0]))
+MOVED = Grid((6, 7, 8), np.diag([-2.0, -2.0, 4.0, 1.0]))
+CASES = ("a", "b", "c")
+
+
+def scan(folder, case, channel=0, grid=GRID):
+    array = np.random.default_rng(channel).integers(-900, 900, grid.shape).astype(np.int16)
+    write_volume(Volume(array, grid, "CT"), folder / "imagesTr" / f"{case}_{channel:04d}.nii.gz")
+
+
+def mask(folder, case, value=1, grid=GRID):
+    ids = np.zeros(grid.shape, np.uint8)
+    ids[2:4, 2:4, 2:4] = value
+    write_mask(Mask(ids, grid), folder / "labelsTr" / f"{case}.nii.gz")
+
+
+def describe(folder, **changes):
+    base = {"labels": {"background": 0, "tumour": 1}, "channel_names": {"0": "CT", "1": "PET"}, "numTraining": 3}
+    (folder / "dataset.json").write_text(json.dumps(base | changes))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Three cases of two channels, without a fault."""
+    folder = tmp_path / "Dataset001_T"
+    for case in CASES:
+        scan(folder, case)
+        scan(folder, case, 1)
+        mask(folder, case)
+    describe(folder)
+    return folder
+
+
+def remove(folder, name):
+    (folder / name).unlink()
+
+
+FAULTS = {
+    "missing mask": (lambda f: remove(f, "labelsTr/b.nii.gz"), "b_0000.nii.gz", "no mask"),
+    "mask without scan": (lambda f: mask(f, "x"), "x.nii.gz", "without a scan"),
+    "missing second channel": (lambda f: remove(f, "imagesTr/c_0001.nii.gz"), "c_0001.nii.gz", "missing"),
+    "one channel too many": (lambda f: scan(f, "a", 2), "a_0002.nii.gz", "does not name"),
+    "mask on another grid": (lambda f: mask(f, "a", grid=MOVED), "a.nii.gz", "the grid of"),
+    "channel on another grid": (lambda f: scan(f, "a", 1, MOVED), "a_0001.nii.gz", "the grid of"),
+    "value without a name": (lambda f: mask(f, "b", 7), "b.nii.gz", "[7]"),
+    "empty mask": (lambda f: mask(f, "b", 0), "b.nii.gz", "empty"),
+    "unreadable scan": (lambda f: (f / "imagesTr/b_0000.nii.gz").write_bytes(b"x" * 40), "b_0000.nii.gz", "not one"),
+    "unreadable mask": (lambda f: (f / "labelsTr/b.nii.gz").write_bytes(b"x" * 40), "b.nii.gz", "not one"),
+    "truncated channel": (
+        lambda f: (f / "imagesTr/a_0001.nii.gz").write_bytes((f / "imagesTr/a_0001.nii.gz").read_bytes()[:-90]),
+        "a_0001.nii.gz",
+        "expected a NIfTI",
+    ),
+    "foreign file": (lambda f: (f / "imagesTr/notes.txt").write_text("x"), "notes.txt", "not read"),
+    "wrong number": (lambda f: describe(f, numTraining=4), "dataset.json", "numTraining is 4"),
+    "class nobody drew": (lambda f: describe(f, labels={"tumour": 1, "larynx": 2}), "labelsTr", "no mask shows larynx"),
+    "no dataset.json": (lambda f: remove(f, "dataset.json"), "dataset.json", "no such file"),
+    "broken dataset.json": (lambda f: (f / "dataset.json").write_text("{"), "dataset.json", "channel_names"),
+    "channels as a list": (lambda f: describe(f, channel_names=["CT", "PET"]), "dataset.json", "channel_names"),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_each_fault_is_a_line_that_names_the_file(folder, name):
+    assert find_faults(folder) == []
+    do, file, words = FAULTS[name]
+    do(folder)
+    faults = find_faults(folder)
+    assert any(file in fault and words in fault for fault in faults), faults
+    if name != "no dataset.json":  # without it no label value has a name
+        assert len(faults) == 1, faults
+    assert not any("\n" in fault for fault in faults)
+
+
+def test_all_faults_of_a_case_are_listed(folder):
+    scan(folder, "a", 1, MOVED)
+    mask(folder, "a", 0)
+    remove(folder, "imagesTr/b_0000.nii.gz")
+    faults = find_faults(folder)
+    assert len(faults) == 3
+    for file in ("b_0000.nii.gz: missing", "a_0001.nii.gz", "a.nii.gz: an empty mask"):
+        assert any(file in fault for fault in faults), faults
+
+
+def test_a_single_case_cannot_be_validated(tmp_path):
+    folder = tmp_path / "Dataset001_T"
+    scan(folder, "a")
+    mask(folder, "a")
+    describe(folder, channel_names={"0": "CT"}, numTraining=1)
+    assert find_faults(folder) == [f"{folder / 'imagesTr'}: a single case, nothing is left to validate on"]
+
+
+def test_the_command_prints_them_and_leaves_with_2(folder):
+    assert CliRunner().invoke(app, ["check", str(folder)]).exit_code == 0
+    mask(folder, "b", 7)
+    result = CliRunner().invoke(app, ["check", str(folder)])
+    assert result.exit_code == 2
+    assert (
+        result.stdout.strip() == f"{folder / 'labelsTr' / 'b.nii.gz'}: label values [7] that dataset.json does not name"
+    )

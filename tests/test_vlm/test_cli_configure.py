@@ -1,0 +1,110 @@
+"""From a folder to masks by the command line alone: configure, train a few steps, segment."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from seg_backbone.errors import ConfigError
+from seg_backbone.geometry import Grid
+from seg_backbone.io import read_mask, write_mask, write_volume
+from seg_backbone.train import SegmentationConfig
+from seg_backbone.volume import Mask, Volume
+from vlm.cli import app
+
+GRID = Grid((12, 11, 12), np.diag([-4.0, -4.0, 5.0, 1.0]))
+LABELS = {"background": 0, "tumour": 1, "larynx": 2}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def dataset(root, channels, cases=5):
+    """A bright and a dark box in noise, the same in every channel."""
+    folder, random = root / "Dataset001_T", np.random.default_rng(0)
+    for number in range(cases):
+        ids = np.zeros(GRID.shape, np.uint8)
+        x, y, z = random.integers(1, 3, 3)
+        ids[x : x + 4, y : y + 5, z : z + 6] = 1
+        ids[7:10, 3:9, 4:10] = 2
+        for channel in range(len(channels)):
+            array = random.normal(0, 20, GRID.shape) + np.array([0, 150, -150])[ids]
+            image = Volume(array.astype(np.int16), GRID, "CT")
+            write_volume(image, folder / "imagesTr" / f"p_{number}_{channel:04d}.nii.gz")
+        write_mask(Mask(ids, GRID), folder / "labelsTr" / f"p_{number}.nii.gz")
+    names = {str(number): name for number, name in enumerate(channels)}
+    (folder / "dataset.json").write_text(json.dumps({"labels": LABELS, "channel_names": names, "numTraining": cases}))
+    return folder
+
+
+def run(*arguments):
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def test_configure_train_segment(tmp_path):
+    folder, plan = dataset(tmp_path / "raw", ("CT",)), tmp_path / "plan.json"
+    text = run("configure", folder, "-o", plan, "--max-seconds", "600", "--max-ram-mb", "4000")
+    assert "4 x 4 x 5 mm" in text
+    assert "predicted    measured     at most" in text
+    written = json.loads(plan.read_text())
+    for part in ("predicted", "measured"):
+        assert 0 < written["configured"][part]["seconds"] <= 600
+        assert written["configured"][part]["window_s"] > 0
+    assert set(written["configured"]["plans_of_nnunet"]) == {"plain", "resenc_m", "resenc_l", "resenc_xl"}
+    split = json.loads((tmp_path / "plan.split.json").read_text())["patients"]
+    assert len(split["validation"]) == 1
+    config = SegmentationConfig.read(plan)
+    assert config.plan.classes == ("tumour", "larynx")
+
+    run("train", "segmentation", "--config", plan, "-o", tmp_path / "run", "--steps", "2")
+    model = tmp_path / "run" / "model"
+    trained = json.loads((model / "plan.json").read_text())
+    assert trained["trained_on"] == {"CT": ["tumour", "larynx"]}
+    assert trained["patch"] == written["plan"]["patch"]
+    scan = folder / "imagesTr" / "p_0_0000.nii.gz"
+    run("segment", scan, "-o", tmp_path / "masks", "--model", model, "--modality", "CT")
+    mask = read_mask(tmp_path / "masks" / "p_0.nii.gz")
+    assert mask.grid.same_as(GRID)
+    assert mask.array.max() <= 2
+
+
+def test_a_fingerprint_spares_the_reading(tmp_path):
+    folder, plan = dataset(tmp_path / "raw", ("CT",), cases=2), tmp_path / "a" / "plan.json"
+    shown = json.loads(run("configure", folder, "-o", plan, "--json"))
+    known = tmp_path / "a" / "plan.fingerprint.json"
+    assert shown["fingerprint"] == str(known)
+    (folder / "labelsTr" / "p_1.nii.gz").write_bytes(b"not read")
+    run("configure", folder, "-o", tmp_path / "b.json", "--fingerprint", known)
+    assert json.loads((tmp_path / "b.json").read_text())["plan"] == json.loads(plan.read_text())["plan"]
+    (folder / "labelsTr" / "p_1.nii.gz").rename(folder / "labelsTr" / "p_2.nii.gz")
+    (folder / "imagesTr" / "p_1_0000.nii.gz").rename(folder / "imagesTr" / "p_2_0000.nii.gz")
+    with pytest.raises(ConfigError, match="the cases of the dataset, found 1 others, 1 not there"):
+        run("configure", folder, "-o", plan, "--fingerprint", known)
+
+
+@pytest.mark.parametrize(
+    ("channels", "cases", "options", "words"),
+    [
+        (("FLAIR", "T1"), 2, (), r"one input channel, found 2 \(FLAIR, T1\)"),
+        (("CT",), 1, (), "two cases with masks"),
+        (("CT",), 2, ("--max-gpu-mb", "900"), "use --max-ram-mb"),
+        (("CT",), 2, ("--max-ram-mb", "2"), "at least .* found 2 MB RAM"),
+    ],
+)
+def test_what_is_refused_writes_nothing(tmp_path, channels, cases, options, words):
+    folder = dataset(tmp_path / "raw", channels, cases)
+    with pytest.raises(ConfigError, match=words) as caught:
+        run("configure", folder, "-o", tmp_path / "plan.json", *options)
+    assert "\n" not in str(caught.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["raw"]

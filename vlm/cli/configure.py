@@ -1,0 +1,123 @@
+"""`vlm configure DATASET -o PLAN`: a training configuration from the data and from what a scan may cost."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+if TYPE_CHECKING:
+    from seg_backbone.budget import Budget, Configured
+    from seg_backbone.cases import CaseFiles
+
+
+def configure(
+    folder: Annotated[Path, typer.Argument(metavar="DATASET", help="An nnU-Net raw folder with labels.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="PLAN.json to write, for `vlm train segmentation`.")],
+    max_gpu_mb: Annotated[float | None, typer.Option(min=1, help="GPU memory while segmenting a scan.")] = None,
+    max_ram_mb: Annotated[float | None, typer.Option(min=1, help="RAM while segmenting a scan.")] = None,
+    max_seconds: Annotated[float | None, typer.Option(min=0.01, help="Time to segment a scan.")] = None,
+    device: Annotated[Literal["cpu", "cuda"], typer.Option(help="Where the network will be used.")] = "cpu",
+    known: Annotated[
+        Path | None, typer.Option("--fingerprint", help="PLAN.fingerprint.json of before: reads no scan again.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print what is in PLAN's `configured`.")] = False,
+) -> None:
+    """Choose spacing, patch, network and windows for a dataset, so that every scan of it can be segmented in budget.
+
+    PLAN.json goes to `vlm train segmentation --config` as it is. Beside it: PLAN.fingerprint.json and PLAN.split.json.
+    """
+    import json
+    from dataclasses import asdict
+
+    from seg_backbone.budget import Budget
+    from seg_backbone.budget import configure as choose
+    from seg_backbone.cases import list_cases
+    from seg_backbone.configure import PRESETS, normalisation, plan_training
+    from seg_backbone.fingerprint import Fingerprint, fingerprint
+    from seg_backbone.io import replacing
+    from vlm.cli.progress import bar
+
+    folder = folder.resolve()
+    budget = Budget(max_seconds, max_ram_mb, max_gpu_mb, device)
+    cases = list_cases(folder.parent, folder.name)
+    split = _split(folder, cases)
+    if known:
+        facts = Fingerprint.read(known)
+        _require_same_cases(known, facts.cases, cases)
+    else:
+        with bar("reading") as progress:
+            facts = fingerprint(folder, progress)
+    chosen = choose(facts, cases, budget, folder.name)
+
+    beside = {kind: out.with_name(f"{out.name.removesuffix('.json')}.{kind}.json") for kind in ("fingerprint", "split")}
+    configured = {
+        "budget": asdict(budget),
+        **chosen.to_json(),
+        "fingerprint": str(beside["fingerprint"]),
+        "normalisation_of_nnunet": normalisation(facts),
+        "plans_of_nnunet": {name: asdict(plan_training(facts, preset)) for name, preset in PRESETS.items()},
+    }
+    training = {
+        "data": str(folder.parent),
+        "output": f"runs/{folder.name}",
+        "split": str(beside["split"].resolve()),
+        "plan": asdict(chosen.plan),
+        "datasets": [{"name": folder.name}],
+        "configured": configured,
+    }
+    texts = {
+        beside["fingerprint"]: facts.to_json(),
+        beside["split"]: json.dumps(split, indent=1) + "\n",
+        out: json.dumps(training, indent=2) + "\n",
+    }
+    for path, text in texts.items():
+        with replacing(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    print(json.dumps(configured, indent=2) if as_json else _table(chosen, budget))
+
+
+def _split(folder: Path, cases: list[CaseFiles]) -> dict[str, Any]:
+    """A split file's content: a fifth of the patients validates, drawn with a fixed seed. Raises ConfigError."""
+    import numpy as np
+
+    from seg_backbone.errors import ConfigError
+
+    patients = sorted({case.patient for case in cases if case.mask is not None})
+    if len(patients) < 2:
+        raise ConfigError(folder, "two cases with masks or more", f"{len(patients)}", "add one to validate on")
+    held = np.random.default_rng(0).permutation(patients)[: max(1, len(patients) // 5)]
+    return {"about": "A fifth of the patients, for validation.", "patients": {"validation": sorted(held.tolist())}}
+
+
+def _require_same_cases(path: Path, shapes: Any, cases: list[CaseFiles]) -> None:
+    """Raises ConfigError where a fingerprint was made of other cases than the dataset has now."""
+    from seg_backbone.errors import ConfigError
+
+    stored, here = {shape.case for shape in shapes}, {case.case for case in cases if case.mask is not None}
+    if stored != here:
+        found = f"{len(stored - here)} others, {len(here - stored)} not there"
+        raise ConfigError(path, "the cases of the dataset", found, "leave --fingerprint out")
+
+
+def _table(chosen: Configured, budget: Budget) -> str:
+    """The plan in three lines, then predicted, measured and allowed cost."""
+    plan, predicted, measured = chosen.plan, chosen.predicted, chosen.measured
+    options = plan.network_options
+    rows = [
+        ("one window, s", predicted.window_s, measured.window_s, None),
+        ("one window, MB", predicted.window_mb, measured.window_mb, None),
+        (f"{predicted.case}: {predicted.windows} windows, s", predicted.seconds, measured.seconds, budget.seconds),
+        ("peak RAM, MB", predicted.ram_mb, measured.ram_mb, budget.ram_mb),
+        ("peak GPU memory, MB", predicted.gpu_mb, measured.gpu_mb, budget.gpu_mb),
+    ]
+    lines = [
+        f"spacing   {' x '.join(f'{step:g}' for step in plan.spacing_mm)} mm (right, anterior, superior)",
+        f"window    {' x '.join(map(str, plan.patch))} voxels, step {plan.step:g} of it",
+        f"network   {plan.network}, features {options['features']}, blocks {options['blocks']}",
+        f"{'':<38}{'predicted':>12}{'measured':>12}{'at most':>12}",
+    ]
+    for name, before, after, most in rows:
+        lines.append(f"{name:<38}{before:>12.4g}{after:>12.4g}{'-' if most is None else f'{most:g}':>12}")
+    return "\n".join([*lines, "measured: one window was run; times and memory of a scan follow from it"])
