@@ -34,9 +34,7 @@ def save_model(network: nn.Module, plan: Plan, folder: str | Path, half: bool = 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     state = {key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()}
-    # the library registers the encoder twice (network and decoder): store each tensor once
-    state = {key: value.half() if half else value for key, value in state.items() if not _repeated(key)}
-    save_file(state, folder / (WEIGHTS + ".part"))
+    save_file({k: v.half() if half else v for k, v in state.items()}, folder / (WEIGHTS + ".part"))
     (folder / (WEIGHTS + ".part")).replace(folder / WEIGHTS)
     (folder / (PLAN + ".part")).write_text(plan.to_json())
     (folder / (PLAN + ".part")).replace(folder / PLAN)
@@ -59,13 +57,9 @@ def load_model(name: str | Path) -> tuple[nn.Module, Plan, str]:
         state = {key: value.float() for key, value in load(data).items()}
     except SafetensorError as error:
         raise CheckpointError(folder / WEIGHTS, "safetensors", str(error), "fetch the model again") from None
-    wanted = {key: value.shape for key, value in network.state_dict().items() if not _repeated(key)}
+    wanted = {key: value.shape for key, value in network.state_dict().items()}
     if {key: value.shape for key, value in state.items()} != wanted:
         raise CheckpointError(folder, "weights that fit plan.json", "other layers or shapes", "fetch the model again")
-    network.load_state_dict(state, strict=False)
+    network.load_state_dict(state)
     network.eval().to(memory_format=torch.channels_last_3d)
     return network, plan, hashlib.sha256(data).hexdigest()[:12]
-
-
-def _repeated(key: str) -> bool:
-    return key.startswith("decoder.encoder.") or ".all_modules." in key
