@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,10 @@ import cc3d
 import numpy as np
 import torch
 
+from seg_backbone.boxes import bounds
 from seg_backbone.checkpoint import load_model
 from seg_backbone.errors import ConfigError, ScanError
-from seg_backbone.geometry import Grid, from_canonical, to_canonical
+from seg_backbone.geometry import Grid, to_canonical
 from seg_backbone.io import read_volume
 from seg_backbone.lesions import Instances, find_instances
 from seg_backbone.plan import Plan
@@ -98,9 +99,9 @@ class Segmenter:
         tensor = torch.from_numpy(image).to(self.device)
         logits = predict_logits(collector, tensor, self.plan.patch, step, progress)
         clock.lap("network")
-        mask, probability = self._export(logits, volume)
+        mask, percent = self._export(logits, volume)
         clock.lap("export")
-        instances = find_instances(mask, volume, probability)
+        instances = _measure(mask, volume, percent)
         clock.lap("measure")
         report = {
             "source": volume.source,
@@ -126,19 +127,16 @@ class Segmenter:
 
     def _export(self, logits: torch.Tensor, volume: Volume) -> tuple[Mask, np.ndarray]:
         """Logits on the working grid -> cleaned mask and uint8 percent probability, on the scan's own grid."""
-        logits = logits.clone()
-        for name in self.untrained(volume.modality):
-            logits[self.plan.labels[name]] = -1e4
-        canonical_shape = to_canonical(np.empty(volume.grid.shape, dtype=bool), volume.grid)[0].shape
-        ids = np.empty(canonical_shape, dtype=np.uint8)
-        percent = np.empty(canonical_shape, dtype=np.uint8)
-        for place, part, probability in argmax_slabs(logits, canonical_shape):
+        array = np.empty(volume.grid.shape, dtype=np.uint8)
+        percent = np.empty(volume.grid.shape, dtype=np.uint8)
+        ids, sure = (to_canonical(whole, volume.grid)[0] for whole in (array, percent))  # views
+        excluded = tuple(self.plan.labels[name] for name in self.untrained(volume.modality))
+        shape = (ids.shape[0], ids.shape[1], ids.shape[2])
+        for place, part, probability in argmax_slabs(logits, shape, excluded=excluded):
             ids[..., place] = part.cpu().numpy()
-            percent[..., place] = (probability * 100).round().to(torch.uint8).cpu().numpy()
-        ids = clean(ids, self.plan, volume.grid.voxel_volume_ml)
-        array = np.ascontiguousarray(from_canonical(ids, volume.grid))
-        mask = Mask(array, volume.grid, self.plan.labels, volume.source)
-        return mask, np.ascontiguousarray(from_canonical(percent, volume.grid)).astype(np.float32) / 100
+            sure[..., place] = probability.mul_(100).round_().to(torch.uint8).cpu().numpy()
+        clean(ids, self.plan, volume.grid.voxel_volume_ml)
+        return Mask(array, volume.grid, self.plan.labels, volume.source), percent
 
 
 def as_volume(scan: str | Path | Volume | tuple[np.ndarray, np.ndarray], modality: str | None = None) -> Volume:
@@ -174,23 +172,36 @@ def volume_from_array(array: np.ndarray, affine: np.ndarray, modality: str | Non
 
 
 def clean(ids: np.ndarray, plan: Plan, voxel_ml: float) -> np.ndarray:
-    """Drop components that the plan's rules exclude: below `minimum_ml`, or all but the largest of a `single` class."""
+    """Drop components that the plan's rules exclude: below `minimum_ml`, or all but the largest of a `single` class.
+
+    ids: (i, j, k) uint8, changed in place and returned.
+    """
     for name, value in plan.labels.items():
         least = plan.minimum_ml.get(name, 0.0) / voxel_ml
         if name not in plan.single and least <= 1:
             continue
         present = ids == value
-        if not present.any():
+        place = bounds(present)
+        if place is None:
             continue
         # as in lesions.py: cc3d 4.1 raises for scattered voxels in a small bool array, never for uint8
-        pieces = cc3d.connected_components(present.view(np.uint8), connectivity=26)
+        pieces = cc3d.connected_components(np.ascontiguousarray(present[place]).view(np.uint8), connectivity=26)
+        del present
         sizes = cc3d.statistics(pieces)["voxel_counts"].astype(np.int64)
         sizes[0] = 0
-        keep = sizes >= max(least, 1)
+        drop = sizes < max(least, 1)
         if name in plan.single:
-            keep &= np.arange(len(sizes)) == sizes.argmax()  # of equal ones the first
-        ids[present & ~keep[pieces]] = 0
+            drop |= np.arange(len(sizes)) != sizes.argmax()  # of equal ones the first
+        drop[0] = False  # other classes stay
+        ids[place][drop[pieces]] = 0
     return ids
+
+
+def _measure(mask: Mask, volume: Volume, percent: np.ndarray) -> Instances:
+    """The instances of a mask; percent: (i, j, k) uint8 probability of each voxel's class, left so to save memory."""
+    found = find_instances(mask, volume, percent)
+    scaled = [replace(one, probability=None if one.probability is None else one.probability / 100) for one in found]
+    return Instances(scaled, found.map)
 
 
 class _Collector:

@@ -84,4 +84,4 @@ def predict_logits(
         if progress:
             progress(number + 1, count)
     assert total is not None
-    return (total / norm)[(slice(None), *place)]
+    return total.div_(norm)[(slice(None), *place)]
