@@ -1,0 +1,134 @@
+"""The governor: the ladder by hand, and a scan of 512 x 512 x 300 voxels that stays inside its cap."""
+
+import json
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from seg_backbone.errors import ConfigError
+from seg_backbone.geometry import Grid
+from seg_backbone.governor import MB, Budget, Choice, Need, Work, choose, window_mb
+from seg_backbone.nets import build_network
+
+START = Choice(batch=4, slab=16, step=0.5)
+
+
+def toy(choice):
+    """Two stages whose memory follows batch and slab, seconds that follow step and spacing."""
+    ram = {"network": 100.0 + 50 * choice.batch, "export": 100.0 + 10 * choice.slab, "measure": 120.0}
+    return Need(ram, {}, 80 / (choice.step * choice.coarser) ** 3)
+
+
+def test_what_fits_is_left_alone():
+    choice, need, why = choose(Budget(ram_mb=300, seconds=640), START, toy, "scan")
+    assert (choice, why) == (START, [])
+    assert need.peaks() == {"ram_mb": 300.0, "gpu_mb": 0.0, "seconds": 640.0}
+
+
+def test_the_ladder_is_taken_in_order_and_only_where_it_helps():
+    choice, _, why = choose(Budget(ram_mb=190), START, toy, "scan")
+    assert choice == Choice(batch=1, slab=8, step=0.5)  # the accumulator would not lower anything here
+    assert [line.split(" ")[0] for line in why] == ["batch", "batch", "slab"]
+    assert why[0] == "batch 4 -> 2: ram_mb 300 over 190"
+    choice, need, why = choose(Budget(seconds=60), START, toy, "scan")
+    assert choice == Choice(batch=4, slab=16, step=1.0, coarser=1.25)  # memory settings do nothing for time
+    assert need.seconds == pytest.approx(80 / 1.25**3)
+
+
+def test_a_cap_that_nothing_fits_names_the_smallest_that_does():
+    with pytest.raises(ConfigError, match=r"--max-ram-mb 158, .*found --max-ram-mb 100") as caught:
+        choose(Budget(ram_mb=100, seconds=1e6), START, toy, "scan")
+    least = int(re.search(r"at least --max-ram-mb (\d+)", str(caught.value)).group(1))
+    assert choose(Budget(ram_mb=least), START, toy, "scan")[1].peaks()["ram_mb"] <= least
+    with pytest.raises(ConfigError, match="--max-ram-mb 158, --max-seconds 11"):
+        choose(Budget(ram_mb=100, seconds=1), START, toy, "scan")
+
+
+@pytest.mark.parametrize("cap", [0, -1, float("nan")])
+def test_caps_are_positive(cap):
+    with pytest.raises(ConfigError, match="--max-gpu-mb"):
+        Budget(gpu_mb=cap)
+
+
+def test_needs_by_hand():
+    """A working grid of 64^3 (half a patch more than needed nowhere), 3 classes: what each setting changes, in MB."""
+    grid = Grid((128, 128, 128), np.diag([2.0, 2.0, 2.0, 1.0]))
+    work = Work(grid, (4.0, 4.0, 4.0), (32, 32, 32), 2, 3, 10.0, 500.0, window_seconds=1.0)
+    network = {
+        name: work.need(choice).ram_mb["network"]
+        for name, choice in {
+            "start": Choice(),
+            "batch": Choice(batch=3),
+            "half": Choice(accumulator="float16"),
+            "coarse": Choice(coarser=2.0),
+        }.items()
+    }
+    assert network["batch"] - network["start"] == pytest.approx(1.05 * 20)
+    assert network["start"] - network["half"] == pytest.approx(1.05 * 3 * 64**3 * 2 / MB)
+    assert network["coarse"] < network["half"]
+    assert work.need(Choice()).ram_mb["measure"] == pytest.approx(500 + 32 + 1.05 * 15 * 2)  # 2 MB of voxels
+    assert work.need(Choice(step=1.0)).seconds - work.need(Choice(step=1.0)).seconds == 0
+    more = work.need(Choice(step=0.5)).seconds - work.need(Choice(step=1.0)).seconds
+    assert more == pytest.approx(1.2 * (3**3 - 2**3))
+    on_gpu = Work(grid, (4.0, 4.0, 4.0), (32, 32, 32), 2, 3, 10.0, 500.0, 700.0, on_gpu=True).need(Choice())
+    assert on_gpu.ram_mb["export"] < work.need(Choice()).ram_mb["export"]
+    assert on_gpu.gpu_mb["network"] > 700
+
+
+def test_window_estimate_follows_the_widest_map():
+    """The widest of all maps: 16 channels of 16^3, what the decoder's convolution is given; 3 output classes."""
+    network = build_network("residual_unet", 2, 3, {"features": [8, 16], "blocks": [1, 1], "strides": [1, 2]})
+    assert window_mb(network, 2, (16, 16, 16)) == pytest.approx(4 * 16**3 * (6 * 16 + 2 * 3) / MB)
+    assert next(network.parameters()).device.type == "cpu"
+
+
+SCRIPT = """
+import json, resource, sys
+import numpy as np, torch
+from seg_backbone.errors import ConfigError
+from seg_backbone.plan import Plan
+from seg_backbone.predict import Segmenter
+
+class Net(torch.nn.Module):
+    "Bright is a tumour, and all but one class of many never wins."
+    def encoder(self, x): return [x]
+    def decoder(self, maps):
+        x = maps[0][:, 1:]
+        return torch.cat([-x, x - 0.2, *[x - 5 - n for n in range(CLASSES - 1)]], 1)
+    def forward(self, x): return self.decoder(self.encoder(x))
+
+torch.set_num_threads(1)
+CLASSES, cap = int(sys.argv[1]), float(sys.argv[2])
+plan = Plan("p", tuple(f"class{n}" for n in range(CLASSES)), patch=(48, 48, 48), step=0.75,
+            trained_on={"CT": tuple(f"class{n}" for n in range(CLASSES))}, minimum_ml={"class0": 1.0})
+array = np.full((512, 512, 300), -1000, dtype=np.int16)
+array[60:450, 90:430] = 0
+array[200:330, 200:330, 100:250] = 400
+try:
+    found = Segmenter(Net(), plan, "0")((array, np.diag([0.8, 0.8, 2.0, 1.0])), "CT", max_ram_mb=cap)
+except ConfigError as error:
+    sys.exit(str(error))
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+print(json.dumps({**found.report["budget"], "peak": peak, "seconds": found.report["seconds"], "pieces": len(found.instances)}))
+"""
+
+
+def run(classes, cap):
+    arguments = [sys.executable, "-c", SCRIPT, str(classes), str(cap)]
+    done = subprocess.run(arguments, capture_output=True, text=True, check=False)
+    return json.loads(done.stdout) if done.returncode == 0 else done.stderr
+
+
+def test_a_large_scan_stays_inside_the_smallest_cap():
+    """A cap too small is refused with the one that works, and that one is held, to the process' last byte."""
+    refused = run(3, 300)
+    least = int(re.search(r"at least --max-ram-mb (\d+), found --max-ram-mb 300", refused).group(1))
+    report = run(3, least)
+    assert report["pieces"] == 1
+    assert report["peak"] <= least
+    assert report["measured"]["ram_mb"] == pytest.approx(report["peak"], rel=0.02)
+    assert 0.5 * report["predicted"]["ram_mb"] < report["peak"] < report["predicted"]["ram_mb"] <= least
+    assert report["caps"] == {"ram_mb": least}
