@@ -20,6 +20,7 @@ from seg_backbone.geometry import Grid
 from seg_backbone.sliding_window import window_starts
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
 MB = 2**20
@@ -192,12 +193,14 @@ def choose(
     return choice, need(choice), why
 
 
-def window_mb(network: nn.Module, channels: int, patch: tuple[int, int, int]) -> float:
-    """An upper estimate of the MB that one window takes in `network`, from the shapes of its maps (nothing is run)."""
-    import torch
-    from torch.func import functional_call
+def window_mb(network: nn.Module, window: torch.Tensor) -> float:
+    """An upper estimate of the MB that one window takes, from the sizes of the maps of one run.
 
-    largest = 0
+    window: (1, channels, *patch) on the network's device.
+    """
+    import torch
+
+    largest = window.numel()
 
     def note(_: nn.Module, inputs: tuple[torch.Tensor, ...], output: Any) -> None:
         nonlocal largest
@@ -206,14 +209,12 @@ def window_mb(network: nn.Module, channels: int, patch: tuple[int, int, int]) ->
 
     handles = [module.register_forward_hook(note) for module in network.modules() if not list(module.children())]
     try:
-        state = {**dict(network.named_parameters()), **dict(network.named_buffers())}
-        weightless = {name: value.to("meta") for name, value in state.items()}
         with torch.inference_mode():
-            output = functional_call(network, weightless, (torch.empty((1, channels, *patch), device="meta"),))
+            logits = network.decoder(network.encoder(window))
     finally:
         for handle in handles:
             handle.remove()
-    return 4 * (ACTIVATIONS * largest + 2 * output.numel()) / MB
+    return 4 * (ACTIVATIONS * largest + 2 * logits.numel()) / MB
 
 
 def ram_mb() -> float:

@@ -222,25 +222,23 @@ class Segmenter:
         """What the scan will cost here: memory from shapes; for a cap on time one window and one slice are timed."""
         grid = to_canonical(volume.array, volume.grid)[1]
         channels, classes = len(self.plan.ct_windows_hu), len(self.plan.classes) + 1
+        window = torch.zeros((1, channels, *self.plan.patch), device=self.device)
+        each = window_mb(self.network, window)  # first: it also loads kernels, which stay in memory
         work = Work(
             grid=grid,
             spacing_mm=self.plan.spacing_mm,
             patch=self.plan.patch,
             channels=channels,
             classes=classes,
-            window_mb=window_mb(self.network, channels, self.plan.patch),
+            window_mb=each,
             held_ram_mb=ram_mb(),
             held_gpu_mb=self._held_gpu_mb(),
             on_gpu=self.device.type == "cuda",
         )
         if budget.seconds is None:
             return work
-        choose(
-            replace(budget, seconds=None), Choice(step=1.0), work.need, volume.source
-        )  # may the probe be run at all?
         with torch.inference_mode():
-            window = torch.zeros((1, channels, *self.plan.patch), device=self.device)
-            network(window)  # the first call also loads kernels
+            network(window)  # a runtime's first call is slower than the rest
             started = time.perf_counter()
             network(window).sum().item()  # the number waits for the device
         window_seconds = time.perf_counter() - started

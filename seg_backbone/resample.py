@@ -94,7 +94,7 @@ def argmax_slabs(
             part = _interpolate(logits[number, :, :, low:high].float(), 2, index - low, weights)
             part = _interpolate(_interpolate(part, 1, *taps[1]), 0, *taps[0])
             rises = part > top
-            ids[rises] = number
+            ids.masked_fill_(rises, number)
             # the sum of exp(x - top) under the new top: either the old sum shrinks or the new term is below 1
             ratio = (part - top).abs_().neg_().exp_()
             total = torch.where(rises, total * ratio + 1, total + ratio)
