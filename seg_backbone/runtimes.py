@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import warnings
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -60,7 +61,9 @@ def openvino_runtime(
     try:
         model = core.read_model(path)
     except RuntimeError:  # not there, or not whole
-        model = openvino.convert_model(network, example_input=torch.zeros((1, channels, *patch)))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # tracing warns of Python conditions; shapes are fixed here
+            model = openvino.convert_model(network, example_input=torch.zeros((1, channels, *patch)))
         model.reshape([1, channels, *patch])
         _keep(openvino, model, path)
     options = {

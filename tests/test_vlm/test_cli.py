@@ -145,7 +145,7 @@ def test_segment_under_caps(run, model, volume, tmp_path):
     assert code == 0
     budget = json.loads(stdout)[0]["budget"]
     assert budget["why"] == [] and budget["caps"]["ram_mb"] == 90000
-    assert 0 < budget["measured"]["ram_mb"] and 0 < budget["predicted"]["ram_mb"] < 90000
+    assert budget["measured"]["ram_mb"] > 0 and 0 < budget["predicted"]["ram_mb"] < 90000
     assert run(*common, "-o", tmp_path / "free")[0] == 0
     native, capped = (read_mask(folder / "ball.nii.gz").array for folder in (tmp_path / "free", out))
     np.testing.assert_array_equal(native, capped)
