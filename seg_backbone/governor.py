@@ -112,7 +112,7 @@ class Work:
     """What one scan costs, as far as it is known before it is run.
 
     grid: the scan in canonical axes. spacing_mm, patch: of the plan. channels, classes: of the network, background
-    included. window_mb: see `window_mb`. held_ram_mb, held_gpu_mb: what process and device hold already, the scan
+    included. window_mb: see the function. held_ram_mb, held_gpu_mb: what process and device hold already, the scan
     included. on_gpu: where the network runs. elapsed, window_seconds, slice_seconds: spent so far; of one window; of
     the export of one slice of the scan.
     """
@@ -172,7 +172,8 @@ def choose(
 
     Raises ConfigError where nothing fits: it names the smallest caps that do.
     """
-    choice, why = start, []
+    choice = start
+    why: list[str] = []
     for name, value in LADDER:
         over = need(choice).excess(budget)
         if over == 0:
@@ -188,8 +189,8 @@ def choose(
     if small:
         # a little more than now predicted: what the process holds differs from run to run
         least = ", ".join(f"{FLAGS[name]} {math.ceil(peaks[name] * 1.05)}" for name in small)
-        found = ", ".join(f"{FLAGS[name]} {cap:g}" for name, cap in small.items())
-        raise ConfigError(source, f"at least {least}", found, "raise the cap, or crop the scan")
+        given = ", ".join(f"{FLAGS[name]} {cap:g}" for name, cap in small.items())
+        raise ConfigError(source, f"at least {least}", given, "raise the cap, or crop the scan")
     return choice, need(choice), why
 
 
@@ -225,8 +226,13 @@ def ram_mb() -> float:
 
 
 def peak_ram_mb() -> float:
-    """The most resident memory that this process has held since it started."""
-    import resource
+    """The most resident memory that this process has held since it started, earlier scans included."""
     import sys
+
+    if sys.platform == "win32":
+        import psutil
+
+        return psutil.Process().memory_info().peak_wset / MB
+    import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / MB

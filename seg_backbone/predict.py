@@ -125,7 +125,8 @@ class Segmenter:
             batch=GPU_BATCH if self.device.type == "cuda" and not keep_stages else 1,
             step=FAST_STEP if fast else self.plan.step,
         )
-        choice, predicted, why = start, None, []
+        choice, predicted = start, None
+        why: list[str] = []
         if budget.caps():
             work = self._survey(volume, network, budget, clock)
             choice, need, why = choose(budget, start, work.need, volume.source)
@@ -147,8 +148,8 @@ class Segmenter:
         clock.lap("export")
         padded = tuple(max(n, p) for n, p in zip(grid.shape, self.plan.patch, strict=True))
         skipped = len(window_starts(padded, self.plan.patch, choice.step)) - collector.count
-        differ = None
-        if verify_skips:
+        differ = 0 if verify_skips else None
+        if verify_skips and skipped:
             everything = self._predict(_Collector(self.network, network, grid, ()), image, choice, None, None)
             differ = int((self._export(everything, volume, choice.slab)[0].array != mask.array).sum())
             del everything
