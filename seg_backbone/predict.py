@@ -130,7 +130,7 @@ class Segmenter:
         if budget.caps():
             work = self._survey(volume, network, budget, clock)
             choice, need, why = choose(budget, start, work.need, volume.source)
-            predicted = need.peaks()
+            predicted = {**need.peaks(), **({} if max_seconds else {"seconds": None})}  # untimed without that cap
             if budget.seconds:
                 progress = _with_deadline(progress, budget.seconds, clock, work.after_seconds(), volume.source)
             clock.lap("plan")
