@@ -41,7 +41,9 @@ def resample_array(array: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray
             continue
         weights = linear_weights(array.shape[axis], shape[axis])
         other = 0 if axis != 0 else 1
-        slabs = []
+        size = list(data.shape)
+        size[axis] = shape[axis]
+        out = torch.empty(size)
         step = max(1, data.shape[other] // 16) if position == 0 else data.shape[other]
         for start in range(0, data.shape[other], step):
             window = [slice(None)] * 3
@@ -49,8 +51,8 @@ def resample_array(array: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray
             part = data[tuple(window)]
             if isinstance(part, np.ndarray):
                 part = torch.from_numpy(np.ascontiguousarray(part, dtype=np.float32))
-            slabs.append(torch.tensordot(weights, part, dims=([1], [axis])).movedim(0, axis))
-        data = torch.cat(slabs, dim=other)
+            out[tuple(window)] = torch.tensordot(weights, part, dims=([1], [axis])).movedim(0, axis)
+        data = out
     return np.ascontiguousarray(data.numpy() if isinstance(data, torch.Tensor) else data, dtype=np.float32)
 
 
@@ -66,18 +68,53 @@ def resample_labels(array: np.ndarray, shape: tuple[int, int, int]) -> np.ndarra
 
 
 def argmax_slabs(
-    logits: torch.Tensor, shape: tuple[int, int, int], slab: int = 16
+    logits: torch.Tensor, shape: tuple[int, int, int], slab: int = 16, excluded: tuple[int, ...] = ()
 ) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor]]:
     """Resample (C, i, j, k) logits to `shape` and take the argmax, `slab` slices of the last axis at a time.
 
     Yields (slice along the last axis, (I, J, slab) uint8 class ids, (I, J, slab) float32 probability of that class).
-    Peak memory grows with C x I x J x slab, not with the whole volume.
+    logits: float32 or float16. excluded: classes that cannot be found. Of equal logits the first class wins.
+    The classes pass one by one, each read from the input slices that the slab needs (its halo), and leave a running
+    maximum and softmax denominator: memory grows with I x J x slab, not with C. Every sum has a fixed order, so the
+    result does not depend on `slab`, to the bit.
     """
-    rows = [linear_weights(logits.shape[1 + axis], shape[axis]).to(logits) for axis in range(3)]
+    assert logits.shape[0] <= 256, "ids are uint8"
+    taps = [_taps(logits.shape[1 + axis], shape[axis], logits.device) for axis in range(3)]
     for start in range(0, shape[2], slab):
-        part = torch.einsum("cijk,Kk->cijK", logits, rows[2][start : start + slab])
-        part = torch.einsum("cijk,Jj->ciJk", part, rows[1])
-        part = torch.einsum("cijk,Ii->cIjk", part, rows[0])
-        top, ids = part.max(dim=0)
-        probability = 1.0 / (part - top).exp_().sum(dim=0)
-        yield slice(start, min(start + slab, shape[2])), ids.to(torch.uint8), probability
+        stop = min(start + slab, shape[2])
+        index, weights = (table[:, start:stop] for table in taps[2])
+        low, high = int(index.min()), int(index.max()) + 1
+        size = (shape[0], shape[1], stop - start)
+        top = torch.full(size, -torch.inf, device=logits.device)
+        total = torch.zeros(size, device=logits.device)
+        ids = torch.zeros(size, dtype=torch.uint8, device=logits.device)
+        for number in range(logits.shape[0]):
+            if number in excluded:
+                continue
+            part = _interpolate(logits[number, :, :, low:high].float(), 2, index - low, weights)
+            part = _interpolate(_interpolate(part, 1, *taps[1]), 0, *taps[0])
+            rises = part > top
+            ids.masked_fill_(rises, number)
+            # the sum of exp(x - top) under the new top: either the old sum shrinks or the new term is below 1
+            ratio = (part - top).abs_().neg_().exp_()
+            total = torch.where(rises, total * ratio + 1, total + ratio)
+            torch.maximum(top, part, out=top)
+        yield slice(start, stop), ids, total.reciprocal_()
+
+
+def _taps(source: int, target: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """The nonzero entries of `linear_weights`: (taps, target) input indices and float32 weights, 0 where fewer."""
+    weights = linear_weights(source, target)
+    count = int((weights > 0).sum(1).max())
+    values, index = weights.topk(count, dim=1)
+    return index.T.to(device), values.T.to(device)
+
+
+def _interpolate(part: torch.Tensor, axis: int, index: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """(i, j, k) -> the weighted sum of its slices along `axis`, tap by tap."""
+    shape = [1, 1, 1]
+    shape[axis] = -1
+    out = part.index_select(axis, index[0]).mul_(weights[0].view(shape))
+    for places, values in zip(index[1:], weights[1:], strict=True):
+        out += part.index_select(axis, places).mul_(values.view(shape))
+    return out

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import product
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy.ndimage import binary_fill_holes
 
+from seg_backbone.lesions import BODY_FRACTION, BODY_HU
+from seg_backbone.plan import Plan
 from seg_backbone.preprocess import PAD
+
+UNSEEN_LOGIT = 10.0  # of background where every window was skipped; the other classes have 0
 
 
 def window_starts(shape: tuple[int, ...], patch: tuple[int, ...], step: float) -> list[tuple[int, ...]]:
@@ -47,41 +52,71 @@ def pad_to_patch(image: torch.Tensor, patch: tuple[int, ...]) -> tuple[torch.Ten
     return padded, tuple(place)
 
 
-def windows(
-    image: torch.Tensor, patch: tuple[int, ...], step: float
-) -> Iterator[tuple[tuple[slice, ...], torch.Tensor]]:
-    """(place, (1, channels, *patch)) for every window of a padded image."""
-    for start in window_starts(tuple(image.shape[1:]), patch, step):
-        place = tuple(slice(s, s + n) for s, n in zip(start, patch, strict=True))
-        yield place, image[(slice(None), *place)][None]
+def body_mask(image: np.ndarray, modality: str, plan: Plan) -> np.ndarray | None:
+    """(channels, i, j, k) preprocessed scan -> (i, j, k) bool, the body with what each axial slice of it encloses.
+
+    CT: above -300 HU; None where no channel of the plan can tell. MR: above a tenth of the scan's 99.5th percentile.
+    """
+    channel, limit = 0, 2 * BODY_FRACTION - 1
+    if modality == "CT":
+        telling = [n for n, (low, high) in enumerate(plan.ct_windows_hu) if low < BODY_HU < high]
+        if not telling:
+            return None
+        channel = telling[0]
+        low, high = plan.ct_windows_hu[channel]
+        limit = 2 * (BODY_HU - low) / (high - low) - 1
+    body = image[channel] > limit
+    for k in range(body.shape[2]):
+        body[..., k] = binary_fill_holes(body[..., k])
+    return body
 
 
 @torch.inference_mode()
 def predict_logits(
-    network: Callable[[torch.Tensor, tuple[int, ...]], torch.Tensor],
+    network: Callable[[torch.Tensor, list[tuple[int, ...]]], torch.Tensor],
     image: torch.Tensor,
     patch: tuple[int, int, int],
     step: float = 0.5,
     progress: Callable[[int, int], None] | None = None,
+    batch: int = 1,
+    accumulator: torch.dtype = torch.float32,
+    body: np.ndarray | None = None,
 ) -> torch.Tensor:
     """(channels, i, j, k) float32 -> (classes, i, j, k) logits, overlapping windows blended with Gaussian weights.
 
-    network(window, origin) gets (1, channels, *patch) and the scan voxel of the window's first corner (negative in the
-    padding). With one window the result equals the network's. progress(done, total) is called after every window.
+    network(windows, origins) gets up to `batch` windows (n, channels, *patch) and the scan voxel of each one's first
+    corner (negative in the padding). With one window the result equals the network's. progress(done, total) is called
+    after every batch. accumulator: dtype of the sums and of the result. body: (i, j, k) bool; windows without any of it
+    are skipped (one is always run), and a voxel that no window saw is background.
     """
     padded, place = pad_to_patch(image, patch)
+    shape = tuple(padded.shape[1:])
     weights = gaussian_window(patch).to(image.device)
+    windows = [
+        tuple(slice(s, s + n) for s, n in zip(start, patch, strict=True)) for start in window_starts(shape, patch, step)
+    ]
+    if body is not None:
+        inside = np.zeros(shape, dtype=bool)
+        inside[place] = body
+        windows = [window for window in windows if inside[window].any()] or windows[:1]
     total: torch.Tensor | None = None
-    norm = torch.zeros(padded.shape[1:], device=image.device)
-    count = len(window_starts(tuple(padded.shape[1:]), patch, step))
-    for number, (window, crop) in enumerate(windows(padded, patch, step)):
-        origin = tuple(w.start - p.start for w, p in zip(window, place, strict=True))
-        logits = network(crop, origin)[0].float()
-        if total is None:
-            total = torch.zeros((logits.shape[0], *padded.shape[1:]), device=image.device)
-        total[(slice(None), *window)] += logits * weights
-        norm[window] += weights
+    norm = torch.zeros(shape, device=image.device)
+    for first in range(0, len(windows), batch):
+        group = windows[first : first + batch]
+        crops = [padded[(slice(None), *window)][None] for window in group]
+        origins = [tuple(w.start - p.start for w, p in zip(window, place, strict=True)) for window in group]
+        for window, logits in zip(
+            group, network(crops[0] if len(crops) == 1 else torch.cat(crops), origins), strict=True
+        ):
+            if total is None:
+                total = torch.zeros((logits.shape[0], *shape), device=image.device, dtype=accumulator)
+            total[(slice(None), *window)] += logits.float() * weights
+            norm[window] += weights
         if progress:
-            progress(number + 1, count)
+            progress(first + len(group), len(windows))
     assert total is not None
-    return (total / norm)[(slice(None), *place)]
+    if body is not None:
+        unseen = norm == 0
+        norm[unseen] = 1
+        total[0][unseen] = UNSEEN_LOGIT
+    return total.div_(norm)[(slice(None), *place)]

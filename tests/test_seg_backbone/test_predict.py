@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 import torch
 
+from seg_backbone import predict
 from seg_backbone.checkpoint import save_model
 from seg_backbone.errors import CheckpointError, ConfigError, ScanError
 from seg_backbone.geometry import Grid
+from seg_backbone.governor import Choice
 from seg_backbone.io import write_volume
 from seg_backbone.nets import build_network
 from seg_backbone.plan import Plan
@@ -173,6 +175,42 @@ def test_fast_mode_looks_at_fewer_windows(segmenter):
     assert slow.report["windows"] == 16 > fast.report["windows"] == 9
     assert seen == [(n, 16) for n in range(1, 17)]
     assert slow.features.vectors == {}
+
+
+def test_caps_change_nothing_that_fits_and_degrade_what_does_not(segmenter, scan, result):
+    free = segmenter((scan, AFFINE), "CT", max_ram_mb=1e6, max_seconds=1e6)
+    np.testing.assert_array_equal(free.mask.array, result.mask.array)
+    assert free.report["budget"]["why"] == []
+    assert free.report["budget"]["predicted"]["ram_mb"] > 0 < free.report["budget"]["predicted"]["seconds"]
+    with pytest.raises(ConfigError, match="at least --max-seconds"):
+        segmenter((scan, AFFINE), "CT", max_seconds=1e-4)
+    with pytest.raises(ConfigError, match="verify_skips"):
+        segmenter((scan, AFFINE), "CT", max_seconds=100, verify_skips=True)
+
+
+def test_settings_are_followed(segmenter, scan, monkeypatch):
+    """Whatever the governor chooses is what is run."""
+    chosen = Choice(batch=3, accumulator="float16", slab=1, step=1.0, coarser=0.5)
+    monkeypatch.setattr(predict, "choose", lambda budget, start, need, source: (chosen, need(chosen), ["for a test"]))
+    found = segmenter((scan, AFFINE), "CT", max_ram_mb=1e6)
+    fine = Segmenter(segmenter.network, PLAN.with_(spacing_mm=(2.0, 2.0, 2.0), step=1.0), "0")((scan, AFFINE), "CT")
+    assert found.report["windows"] == fine.report["windows"] > 8
+    assert (found.mask.array == fine.mask.array).mean() > 0.98
+    assert found.report["budget"]["chosen"]["accumulator"] == "float16"
+    assert found.report["budget"]["why"] == ["for a test"]
+
+
+def test_a_deadline_that_cannot_be_kept_stops_the_windows():
+    seen, clock = [], predict._Clock()
+    check = predict._with_deadline(lambda *n: seen.append(n), 100.0, clock, 1.0, "scan")
+    check(1, 4)
+    clock._start -= 99.5  # as if that long had passed
+    with pytest.raises(
+        ConfigError, match="scan: expected at least --max-seconds 240, found 2 of 4 windows after 99.5 s"
+    ):
+        check(2, 4)
+    check(4, 4)  # all done: what follows is only finished late
+    assert seen == [(1, 4), (2, 4), (4, 4)]
 
 
 def test_load_by_folder(tmp_path, segmenter, scan, result):

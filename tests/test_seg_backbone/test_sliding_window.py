@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from seg_backbone.preprocess import MR_FLAG, PAD
-from seg_backbone.sliding_window import gaussian_window, pad_to_patch, predict_logits, window_starts
+from seg_backbone.plan import Plan
+from seg_backbone.preprocess import MR_FLAG, PAD, normalise
+from seg_backbone.sliding_window import body_mask, gaussian_window, pad_to_patch, predict_logits, window_starts
 
 SHAPES = [(3, 4, 2), (8, 6, 4), (8, 13, 4), (5, 20, 11), (19, 7, 9)]
 PATCH = (8, 6, 4)
@@ -58,7 +59,7 @@ def test_one_window_equals_the_network():
     torch.manual_seed(0)
     network = torch.nn.Conv3d(2, 3, 3, padding=1).eval()
     image = image_of(PATCH)
-    out = predict_logits(lambda window, origin: network(window), image, PATCH)
+    out = predict_logits(lambda window, origins: network(window), image, PATCH)
     assert out.shape == (3, *PATCH)
     torch.testing.assert_close(out, network(image[None])[0].detach(), atol=1e-5, rtol=1e-5)
 
@@ -75,16 +76,18 @@ def test_a_pointwise_network_gives_the_pointwise_result(shape, step):
 def test_the_network_is_told_where_its_window_lies(shape):
     offsets = torch.stack(torch.meshgrid(*[torch.arange(n) for n in PATCH], indexing="ij"))
 
-    def places(window, origin):
-        return (offsets + torch.tensor(origin).view(3, 1, 1, 1))[None]
+    def places(windows, origins):
+        assert len(windows) == len(origins) <= 3
+        return offsets + torch.tensor(origins).view(-1, 3, 1, 1, 1)
 
-    out = predict_logits(places, image_of(shape), PATCH)
-    torch.testing.assert_close(out, torch.from_numpy(np.indices(shape)).float(), atol=1e-4, rtol=1e-5)
+    for batch in (1, 3):
+        out = predict_logits(places, image_of(shape), PATCH, batch=batch)
+        torch.testing.assert_close(out, torch.from_numpy(np.indices(shape)).float(), atol=1e-4, rtol=1e-5)
 
 
 def test_blending_trusts_the_middle_of_a_window():
     """Two windows that disagree: near each one's middle its own answer wins."""
-    out = predict_logits(lambda w, origin: torch.full_like(w[:, :1], origin[0]), image_of((12, 6, 4)), PATCH)
+    out = predict_logits(lambda w, origins: torch.full_like(w[:, :1], origins[0][0]), image_of((12, 6, 4)), PATCH)
     assert out.shape == (1, 12, 6, 4)
     line = out[0, :, 3, 2]
     assert (line.diff() >= 0).all()
@@ -98,3 +101,53 @@ def test_progress_counts_every_window():
     count = len(window_starts((19, 7, 9), PATCH, 0.5))
     predict_logits(lambda w, _: w, image_of((19, 7, 9)), PATCH, 0.5, lambda done, total: seen.append((done, total)))
     assert seen == [(n + 1, count) for n in range(count)]
+
+
+def test_batches_and_half_precision_sums():
+    torch.manual_seed(0)
+    network = torch.nn.Conv3d(2, 3, 3, padding=1).eval()
+    image, seen = image_of((19, 7, 9)), []
+    count = len(window_starts((19, 7, 9), PATCH, 0.5))
+    one = predict_logits(lambda w, _: network(w), image, PATCH)
+    many = predict_logits(lambda w, _: network(w), image, PATCH, 0.5, lambda *n: seen.append(n), batch=5)
+    torch.testing.assert_close(many, one, atol=1e-5, rtol=1e-5)
+    assert seen == [(min(n, count), count) for n in range(5, count + 5, 5)]
+    half = predict_logits(lambda w, _: network(w), image, PATCH, accumulator=torch.float16)
+    assert half.dtype == torch.float16
+    torch.testing.assert_close(half.float(), one, atol=1e-2, rtol=1e-2)
+
+
+def test_windows_without_body_are_skipped():
+    """Patch 8 x 6 x 4, step 1, a body in the first of three windows along i: the others are background."""
+    image, origins = image_of((24, 6, 4)), []
+
+    def network(window, places):
+        origins.extend(places)
+        return torch.stack([-window[:, 0], window[:, 0]], 1)
+
+    full = predict_logits(network, image, PATCH, 1.0)
+    assert origins == [(0, 0, 0), (8, 0, 0), (16, 0, 0)]
+    body = np.zeros((24, 6, 4), dtype=bool)
+    body[7, 5, 3] = True
+    origins.clear()
+    out = predict_logits(network, image, PATCH, 1.0, body=body)
+    assert origins == [(0, 0, 0)]
+    assert torch.equal(out[:, :8], full[:, :8])
+    assert (out[0, 8:] > 0).all() and not out[1, 8:].any()
+    body[7, 5, 3] = False
+    assert predict_logits(network, image, PATCH, 1.0, body=body).shape == full.shape  # one window is always run
+
+
+def test_body_by_hand():
+    plan = Plan(name="p", classes=("tumour",))
+    hu = np.full((12, 12, 3), -1000.0, dtype=np.float32)
+    hu[2:10, 2:10] = 40
+    hu[4:8, 4:8] = -900  # lung: air that the body encloses
+    hu[11, 11, 0] = -310
+    expected = np.zeros(hu.shape, dtype=bool)
+    expected[2:10, 2:10] = True
+    np.testing.assert_array_equal(body_mask(normalise(hu, "CT", plan), "CT", plan), expected)
+    expected[11, 11, 0] = True  # 690 of 1040 is a signal
+    np.testing.assert_array_equal(body_mask(normalise(hu + 1000, "MR", plan), "MR", plan), expected)
+    narrow = plan.with_(ct_windows_hu=((-160.0, 240.0),))
+    assert body_mask(normalise(hu, "CT", narrow), "CT", narrow) is None

@@ -125,6 +125,51 @@ def test_a_broken_scan_does_not_stop_the_rest(run, model, volume, tmp_path):
     assert sorted(path.name for path in out.iterdir()) == ["ball.nii.gz", "labels.json"]
 
 
+def test_segment_under_caps(run, model, volume, tmp_path):
+    scan, out = write_volume(volume, tmp_path / "ball.nii.gz"), tmp_path / "out"
+    common = ["segment", scan, "--model", model, "--device", "cpu", "--modality", "CT"]
+    code, stdout, _ = run(*common, "-o", out, "--max-ram-mb", 90000, "--max-seconds", 3000, "--json")
+    assert code == 0
+    budget = json.loads(stdout)[0]["budget"]
+    assert budget["why"] == [] and budget["caps"]["ram_mb"] == 90000
+    assert budget["measured"]["ram_mb"] > 0 and 0 < budget["predicted"]["ram_mb"] < 90000
+    assert run(*common, "-o", tmp_path / "free")[0] == 0
+    native, capped = (read_mask(folder / "ball.nii.gz").array for folder in (tmp_path / "free", out))
+    np.testing.assert_array_equal(native, capped)
+    code, _, stderr = run(*common, "-o", tmp_path / "none", "--max-ram-mb", 1)
+    assert code == 2 and stderr.count("\n") == 1
+    assert "at least --max-ram-mb" in stderr and "found --max-ram-mb 1" in stderr
+    assert not (tmp_path / "none").exists()
+    code, _, stderr = run(*common, "-o", out, "--max-seconds", 0)
+    assert code == 2 and "--max-seconds" in stderr
+
+
+def test_skips_are_verified(run, model, tmp_path):
+    """A body at one end of a long scan of air."""
+    array = np.full((100, 24, 24), -1000, dtype=np.int16)
+    array[:16, 4:-4, 4:-4] = 40
+    scan = write_volume(Volume(array, Grid(array.shape, np.diag([6.0, 6, 6, 1])), "CT"), tmp_path / "scan.nii.gz")
+    options = ["--model", model, "--device", "cpu", "--runtime", "torch", "--fast", "--verify-skips", "--json"]
+    code, stdout, stderr = run("segment", scan, "-o", tmp_path / "out", *options)
+    assert code == 0
+    skipped = json.loads(stdout)[0]["skipped"]
+    assert skipped["air"] > 0 and skipped["voxels_that_differ"] >= 0
+    told = f"{skipped['air']} windows of air skipped, {skipped['voxels_that_differ']} voxels differ"
+    assert stderr == f"note: {scan}: {told}\n"
+
+
+def test_a_mask_that_cannot_be_written_does_not_stop_the_rest(run, model, volume, tmp_path):
+    out = tmp_path / "out"
+    scans = [write_volume(volume, tmp_path / f"{name}.nii.gz") for name in "abc"]
+    (out / "a.nii.gz").mkdir(parents=True)
+    code, stdout, stderr = run("segment", *scans, "-o", out, "--model", model, "--json")
+    assert code == 1 and stderr.startswith("error: ")
+    entries = json.loads(stdout)
+    assert [entry["case"] for entry in entries] == ["a", "b", "c"]
+    assert [entry["error"] is None for entry in entries] == [False, True, True]
+    np.testing.assert_array_equal(read_mask(out / "b.nii.gz").array, read_mask(out / "c.nii.gz").array)
+
+
 def test_an_untrained_modality_is_told(run, model, volume, tmp_path):
     scan = write_volume(volume, tmp_path / "ball.nii.gz")
     code, _, stderr = run("segment", scan, "-o", tmp_path / "out", "--model", model, "--modality", "MR")

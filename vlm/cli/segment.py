@@ -10,17 +10,28 @@ import typer
 
 if TYPE_CHECKING:
     from seg_backbone.lesions import Instance
+    from seg_backbone.predict import Segmentation
+    from seg_backbone.volume import Volume
 
 
 def segment(
     paths: Annotated[list[Path], typer.Argument(metavar="PATH", help="Scans (see above), or folders of them.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder for CASE.nii.gz and labels.json.")],
     model: Annotated[str, typer.Option(help="A model that ships, or a model folder.")] = "default",
-    fast: Annotated[bool, typer.Option("--fast/--accurate", help="Fewer overlapping windows.")] = False,
+    fast: Annotated[bool, typer.Option("--fast/--accurate", help="Fewer overlapping windows, none of air.")] = False,
     labels: Annotated[
         Literal["native", "flare23", "flare24"], typer.Option(help="Whose ids the masks use.")
     ] = "native",
     device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where the network runs.")] = "auto",
+    runtime: Annotated[
+        Literal["torch", "openvino", "auto"], typer.Option(help="auto: OpenVINO if installed, with --fast on a CPU.")
+    ] = "auto",
+    max_gpu_mb: Annotated[float | None, typer.Option(help="Cap on the device's memory.")] = None,
+    max_ram_mb: Annotated[float | None, typer.Option(help="Cap on this process' memory.")] = None,
+    max_seconds: Annotated[float | None, typer.Option(help="Cap on reading and segmenting each scan.")] = None,
+    verify_skips: Annotated[
+        bool, typer.Option("--verify-skips", help="Also run the windows that --fast skips; tell what differs.")
+    ] = False,
     modality: Annotated[
         Literal["CT", "MR"] | None, typer.Option(help="Of every scan; a DICOM tells, others are guessed.")
     ] = None,
@@ -37,59 +48,109 @@ def segment(
     A scan is a NIfTI, NRRD or MetaImage file, or a DICOM folder or zip; PATH#UID is one series of several in it.
     """
     import json
+    import time
+    from concurrent.futures import Future, ThreadPoolExecutor, wait
 
     scans = collect(paths, out)
 
     from torch import OutOfMemoryError
 
     from seg_backbone.errors import InputError
+    from seg_backbone.governor import Budget
     from seg_backbone.io import read_volume, replacing, write_mask
     from seg_backbone.labels import to_scheme
     from seg_backbone.predict import Segmenter
     from seg_backbone.table import write_statistics
     from vlm.cli.progress import stages
 
-    segmenter = Segmenter.load(model, device)
-    entries: list[dict[str, Any]] = []
+    Budget(max_ram_mb, max_gpu_mb, max_seconds)  # an impossible cap is told before the weights load
+    segmenter = Segmenter.load(model, device, runtime)
+    entries: dict[str, dict[str, Any]] = {}
     found: list[tuple[str, Instance]] = []
     names: dict[str, int] = {}
     failures: list[Exception] = []
-    with stages() as progress:
-        for case, scan in scans.items():
-            progress("scans", len(entries), len(scans))
+    broken = (InputError, OSError, MemoryError, OutOfMemoryError)
+
+    def read(scan: Path) -> tuple[Volume, float]:
+        started = time.perf_counter()
+        if dicom_seg:
+            from seg_backbone.io.dicom_seg import require_dicom
+
+            require_dicom(scan)
+        return read_volume(scan, modality), time.perf_counter() - started
+
+    def write(case: str, scan: Path, volume: Volume, result: Segmentation) -> dict[str, Any]:
+        mask, dropped = to_scheme(result.mask, labels)
+        written = write_mask(mask, out / f"{case}.nii.gz")
+        if dicom_seg:
+            from seg_backbone.io.dicom_seg import write_dicom_seg
+
+            if write_dicom_seg(mask, scan, out / f"{case}.seg.dcm", result.report["model"]) is None:
+                print(f"note: {scan}: nothing found, so no DICOM-SEG", file=sys.stderr)
+        if preview:
+            from seg_backbone.preview import write_preview
+
+            write_preview(volume, result.mask, result.instances, out / f"{case}.png")
+        found.extend((case, instance) for instance in result.instances)
+        names.update(mask.labels)
+        return {"output": str(written), "labels": mask.labels, "dropped_classes": dropped, **result.report}
+
+    def fail(case: str, scan: Path, error: Exception) -> None:
+        line = " ".join(f"{error}".splitlines()) or type(error).__name__
+        print(f"error: {line}", file=sys.stderr)
+        failures.append(error)
+        entries[case] = {"case": case, "source": str(scan), "error": line}
+
+    def finish(case: str, scan: Path, writing: Future[dict[str, Any]]) -> None:
+        try:
+            entries[case] = {"case": case, "error": None, **writing.result()}
+        except broken as error:
+            fail(case, scan, error)
+
+    # one scan is read and one mask written while the network works on another; under a cap on memory one at a time
+    overlap = max_ram_mb is None
+    order = list(scans.items())
+    with stages() as progress, ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
+        ahead: Future[tuple[Volume, float]] | None = None
+        behind: tuple[str, Path, Future[dict[str, Any]]] | None = None
+        for number, (case, scan) in enumerate(order):
+            progress("scans", number, len(scans))
+            reading = ahead or reader.submit(read, scan)
+            wait([reading])
+            ahead = reader.submit(read, order[number + 1][1]) if overlap and number + 1 < len(order) else None
             try:
-                if dicom_seg:
-                    from seg_backbone.io.dicom_seg import require_dicom
-
-                    require_dicom(scan)
-                volume = read_volume(scan, modality)
-                result = segmenter(volume, fast=fast, progress=lambda done, total: progress("windows", done, total))
-                mask, dropped = to_scheme(result.mask, labels)
-                written = write_mask(mask, out / f"{case}.nii.gz")
-                if dicom_seg:
-                    from seg_backbone.io.dicom_seg import write_dicom_seg
-
-                    if write_dicom_seg(mask, scan, out / f"{case}.seg.dcm", result.report["model"]) is None:
-                        print(f"note: {scan}: nothing found, so no DICOM-SEG", file=sys.stderr)
-                if preview:
-                    from seg_backbone.preview import write_preview
-
-                    write_preview(volume, result.mask, result.instances, out / f"{case}.png")
-            except (InputError, OSError, MemoryError, OutOfMemoryError) as error:
-                line = " ".join(f"{error}".splitlines()) or type(error).__name__
-                print(f"error: {line}", file=sys.stderr)
-                failures.append(error)
-                entries.append({"case": case, "source": str(scan), "error": line})
+                volume, seconds = reading.result()
+                result = segmenter(
+                    volume,
+                    fast=fast,
+                    progress=lambda done, total: progress("windows", done, total),
+                    max_gpu_mb=max_gpu_mb,
+                    max_ram_mb=max_ram_mb,
+                    max_seconds=None if max_seconds is None else max(max_seconds - seconds, 1e-3),
+                    verify_skips=verify_skips,
+                )
+            except broken as error:
+                fail(case, scan, error)
                 continue
-            found += [(case, instance) for instance in result.instances]
-            names = mask.labels
-            written_as = {"output": str(written), "labels": mask.labels, "dropped_classes": dropped}
-            entries.append({"case": case, "error": None, **written_as, **result.report})
+            result.report["seconds"]["read"] = round(seconds, 3)
+            if behind:
+                finish(*behind)
+            behind = (case, scan, writer.submit(write, case, scan, volume, result))
+            if not overlap:
+                finish(*behind)
+                behind = None
             if set(result.report["not_trained_for"]) == set(result.report["classes"]):
                 note = f"{result.report['model']} was not trained on {volume.modality}; its mask is empty"
                 print(f"note: {scan}: {note}", file=sys.stderr)
+            if verify_skips:
+                skipped = result.report["skipped"]
+                note = f"{skipped['air']} windows of air skipped, {skipped['voxels_that_differ']} voxels differ"
+                print(f"note: {scan}: {note}", file=sys.stderr)
+            del volume, result, reading
+        if behind:
+            finish(*behind)
         progress("scans", len(scans), len(scans))
-    text = json.dumps(entries, indent=2) + "\n"
+    text = json.dumps([entries[case] for case in scans], indent=2) + "\n"
     if len(failures) < len(scans):
         with replacing(out / "labels.json") as temporary:
             temporary.write_text(json.dumps(names, indent=2) + "\n", encoding="utf-8")

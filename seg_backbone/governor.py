@@ -1,0 +1,238 @@
+"""How to run one scan inside caps of memory and time: predicted before, measured after, degraded in a stated order.
+
+Enters what the work is made of (`Work`: voxels, classes, the cost of one window), leaves a `Choice` of settings that
+fits the `Budget`, the need that is predicted for it, and why. The order is the order of harm to the mask: window batch
+(none), dtype of the accumulators and slab of the export (next to none), step between windows (a little), working
+spacing (most). A step of it is taken only where it lowers a need that is over its cap. MB are 2^20 bytes everywhere.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from seg_backbone.errors import ConfigError
+from seg_backbone.geometry import Grid
+from seg_backbone.sliding_window import window_starts
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+MB = 2**20
+LADDER: tuple[tuple[str, Any], ...] = (
+    ("batch", 2),
+    ("batch", 1),
+    ("accumulator", "float16"),
+    ("slab", 8),
+    ("slab", 4),
+    ("slab", 1),
+    ("step", 0.8),
+    ("step", 1.0),
+    ("coarser", 1.25),
+    ("coarser", 1.5),
+    ("coarser", 2.0),
+)
+ACTIVATIONS = (
+    6  # of the largest map live at once: a convolution's input and output, its norm, a reordered copy, the skips
+)
+MEASURE_BYTES = 15  # a voxel of the scan, while components are labelled and measured; components up to a tenth of it
+PREPROCESS_NS, MEASURE_NS = 10.0, 60.0  # a voxel of the scan, on one core of 2020; they matter little beside windows
+MARGIN = 1.05  # on what is predicted beyond what the process holds already
+MARGIN_MB = 32.0
+SLOWER = 1.2  # seconds: how much slower than its probe a window may be
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Caps on one scan; None is no cap. ram_mb: resident memory of the process. gpu_mb: of the whole device.
+
+    seconds: wall clock from the start of reading to the mask. Raises ConfigError for a cap that is not positive.
+    """
+
+    ram_mb: float | None = None
+    gpu_mb: float | None = None
+    seconds: float | None = None
+
+    def __post_init__(self) -> None:
+        for name, cap in self.caps().items():
+            if not cap > 0:
+                raise ConfigError(FLAGS[name], "a number above 0", f"{cap:g}", "raise it or leave it out")
+
+    def caps(self) -> dict[str, float]:
+        """The caps that are set, by name."""
+        given = {"ram_mb": self.ram_mb, "gpu_mb": self.gpu_mb, "seconds": self.seconds}
+        return {name: cap for name, cap in given.items() if cap is not None}
+
+
+FLAGS = {"ram_mb": "--max-ram-mb", "gpu_mb": "--max-gpu-mb", "seconds": "--max-seconds"}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Settings of one run. batch: windows at once. accumulator: dtype name of the blended logits. slab: slices of the
+    scan exported at once. step: share of a window between neighbours. coarser: factor on the plan's spacing.
+    """
+
+    batch: int = 1
+    accumulator: str = "float32"
+    slab: int = 16
+    step: float = 0.5
+    coarser: float = 1.0
+
+
+@dataclass(frozen=True)
+class Need:
+    """What a choice takes: peak MB of each stage (what the process holds already included) and seconds in all."""
+
+    ram_mb: dict[str, float]
+    gpu_mb: dict[str, float] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    def peaks(self) -> dict[str, float]:
+        """The three numbers that are held against the caps."""
+        gpu, ram = max(self.gpu_mb.values(), default=0.0), max(self.ram_mb.values())
+        return {"ram_mb": round(ram, 1), "gpu_mb": round(gpu, 1), "seconds": round(self.seconds, 3)}
+
+    def excess(self, budget: Budget) -> float:
+        """How far over the caps, as a sum of shares of the caps over stages: 0 where everything fits."""
+        caps = budget.caps()
+        stages = [(need, caps.get("ram_mb")) for need in self.ram_mb.values()]
+        stages += [(need, caps.get("gpu_mb")) for need in self.gpu_mb.values()]
+        stages += [(self.seconds, caps.get("seconds"))]
+        return sum(max(0.0, need / cap - 1) for need, cap in stages if cap is not None)
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one scan costs, as far as it is known before it is run.
+
+    grid: the scan in canonical axes. spacing_mm, patch: of the plan. channels, classes: of the network, background
+    included. window_mb: see the function. held_ram_mb, held_gpu_mb: what process and device hold already, the scan
+    included. on_gpu: where the network runs. elapsed, window_seconds, slice_seconds: spent so far; of one window; of
+    the export of one slice of the scan.
+    """
+
+    grid: Grid
+    spacing_mm: tuple[float, float, float]
+    patch: tuple[int, int, int]
+    channels: int
+    classes: int
+    window_mb: float
+    held_ram_mb: float
+    held_gpu_mb: float = 0.0
+    on_gpu: bool = False
+    elapsed: float = 0.0
+    window_seconds: float = 0.0
+    slice_seconds: float = 0.0
+
+    def need(self, choice: Choice) -> Need:
+        """Peak memory by stage and seconds under a choice."""
+        spacing = np.array(self.spacing_mm) * choice.coarser
+        shape = np.array(self.grid.with_spacing((spacing[0], spacing[1], spacing[2])).shape)
+        padded = np.maximum(shape, self.patch)
+        voxels, working, wide = (float(np.prod(n)) / MB for n in (self.grid.shape, shape, padded))
+        # float32 after one and after two of the three axes, the one that shrinks most first (see resample_array)
+        ratios = np.sort(shape / self.grid.shape)
+        one, two = 4 * voxels * ratios[0], 4 * voxels * ratios[0] * ratios[1]
+        inputs = 4 * self.channels * (working + wide)
+        logits = wide * self.classes * (4 if choice.accumulator == "float32" else 2)
+        blending = inputs + logits + 4 * wide + choice.batch * self.window_mb
+        # part, top, total and ratio in float32 with a temporary of each kind, ids and a comparison in uint8
+        slab = 30 * self.grid.shape[0] * self.grid.shape[1] * min(choice.slab, self.grid.shape[2]) / MB
+        stages = {
+            "preprocess": max(1.2 * one + voxels / 2, 2 * (one + two), 2 * two + 8 * working, 4 * working) + inputs,
+            "network": inputs + working if self.on_gpu else blending + working,
+            "export": 2 * voxels + (0.0 if self.on_gpu else logits + slab),
+            "measure": MEASURE_BYTES * voxels,
+        }
+        device = {"network": blending, "export": logits + slab} if self.on_gpu else {}
+        count = len(window_starts(tuple(padded.tolist()), self.patch, choice.step))
+        windows = count * self.window_seconds + voxels * MB * PREPROCESS_NS * 1e-9
+        return Need(
+            {name: self.held_ram_mb + MARGIN_MB + MARGIN * more for name, more in stages.items()},
+            {name: self.held_gpu_mb + MARGIN_MB + MARGIN * more for name, more in device.items()},
+            self.elapsed + SLOWER * windows + self.after_seconds(),
+        )
+
+    def after_seconds(self) -> float:
+        """What export and measurement will take, once the network is through."""
+        voxels = float(np.prod(self.grid.shape))
+        return SLOWER * (self.grid.shape[2] * self.slice_seconds + voxels * MEASURE_NS * 1e-9)
+
+
+def choose(
+    budget: Budget, start: Choice, need: Callable[[Choice], Need], source: str
+) -> tuple[Choice, Need, list[str]]:
+    """The first settings down the ladder that fit the budget, the need predicted for them, and why each step was taken.
+
+    Raises ConfigError where nothing fits: it names the smallest caps that do.
+    """
+    choice = start
+    why: list[str] = []
+    for name, value in LADDER:
+        over = need(choice).excess(budget)
+        if over == 0:
+            break
+        lower = replace(choice, **{name: value})
+        if need(lower).excess(budget) < over:
+            peaks = need(choice).peaks()
+            found = [f"{key} {peaks[key]:g} over {cap:g}" for key, cap in budget.caps().items() if peaks[key] > cap]
+            why.append(f"{name} {getattr(choice, name)} -> {value}: {', '.join(found)}")
+            choice = lower
+    peaks = need(choice).peaks()
+    small = {name: cap for name, cap in budget.caps().items() if peaks[name] > cap}
+    if small:
+        # a little more than now predicted: what the process holds differs from run to run
+        least = ", ".join(f"{FLAGS[name]} {math.ceil(peaks[name] * 1.05)}" for name in small)
+        given = ", ".join(f"{FLAGS[name]} {cap:g}" for name, cap in small.items())
+        raise ConfigError(source, f"at least {least}", given, "raise the cap, or crop the scan")
+    return choice, need(choice), why
+
+
+def window_mb(network: nn.Module, window: torch.Tensor) -> float:
+    """An upper estimate of the MB that one window takes, from the sizes of the maps of one run.
+
+    window: (1, channels, *patch) on the network's device.
+    """
+    import torch
+
+    largest = window.numel()
+
+    def note(_: nn.Module, inputs: tuple[torch.Tensor, ...], output: Any) -> None:
+        nonlocal largest
+        sizes = [value.numel() for value in (*inputs, output) if isinstance(value, torch.Tensor)]
+        largest = max(largest, *sizes)
+
+    handles = [module.register_forward_hook(note) for module in network.modules() if not list(module.children())]
+    try:
+        with torch.inference_mode():
+            logits = network.decoder(network.encoder(window))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return 4 * (ACTIVATIONS * largest + 2 * logits.numel()) / MB
+
+
+def ram_mb() -> float:
+    """Resident memory of this process now."""
+    import psutil
+
+    return psutil.Process().memory_info().rss / MB
+
+
+def peak_ram_mb() -> float:
+    """The most resident memory that this process has held since it started, earlier scans included."""
+    import sys
+
+    if sys.platform == "win32":
+        import psutil
+
+        return psutil.Process().memory_info().peak_wset / MB
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / MB
