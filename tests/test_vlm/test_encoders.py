@@ -157,6 +157,12 @@ def test_other_scans(name: str, encoders: dict[str, Encoder]) -> None:
         assert {s: len(v) for s, v in features.vectors.items()} == {s: len(p) for s, p in features.positions_mm.items()}
 
 
+def test_version_names_the_settings(encoders: dict[str, Encoder]) -> None:
+    """Features are cached by it."""
+    larger = build_encoder("resnet152", segmenter(), {"window": (128, 96, 48)})
+    assert len({larger.version, *(encoder.version for encoder in encoders.values())}) == 4
+
+
 def test_segmentation_features_are_those_of_the_mask() -> None:
     model = segmenter()
     encoder = SegmentationEncoder(model)

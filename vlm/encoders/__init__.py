@@ -23,8 +23,9 @@ ENCODERS = {
 class Encoder(Protocol):
     """A volume to feature vectors with world positions.
 
-    version: names weights and settings, so that features may be cached. shared_stages: stages of the segmentation network that
-    are all it needs, so that whoever segments the scan anyhow has its features too; () with a network of its own.
+    version: names weights and settings, so that features may be cached. shared_stages: stages of the segmentation
+    network that are all it needs, so that whoever segments the scan anyhow has its features too; () with a network of
+    its own.
     """
 
     @property
