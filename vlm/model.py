@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import itertools
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,15 +39,18 @@ CONFIG, WEIGHTS, ADAPTER = "vlm.json", "heads.safetensors", "adapter"
 
 @dataclass(frozen=True)
 class VlmConfig:
-    """llm: name, folder or hub id. segmentation: the model whose features these weights were trained on.
+    """llm: name, folder or hub id. segmentation: the model that makes the masks.
 
-    visual_channels, instance_channels: of the encoder stages used. lora_rank 0: no adapter. lora_targets: linear
-    layers, "all-linear" or names. regression_scale: target -> (mean, standard deviation) in its unit. temperature:
-    fact -> divisor of the logits that calibrates them on validation.
+    encoder, encoder_options: whose features these weights were trained on, see vlm.encoders. visual_channels,
+    instance_channels: the encoder's. lora_rank 0: no adapter. lora_targets: linear layers, "all-linear" or names.
+    regression_scale: target -> (mean, standard deviation) in its unit. temperature: fact -> divisor of the logits that
+    calibrates them on validation.
     """
 
     llm: str = DEFAULT_LLM
     segmentation: str = "default"
+    encoder: str = "segmentation"
+    encoder_options: dict[str, Any] = field(default_factory=dict)
     visual_channels: int = 192
     instance_channels: int = 48
     lora_rank: int = 8

@@ -13,7 +13,7 @@ import numpy as np
 from seg_backbone.geometry import Grid
 from seg_backbone.lesions import Instance, Instances
 from seg_backbone.predict import Features
-from vlm.encoders.backbone import instance_features, visual_cells
+from vlm.encoders.pooling import instance_features, visual_cells
 from vlm.grounding import is_lesion
 
 GEOMETRY = 24  # numbers that describe an instance, see `geometry_of`

@@ -16,6 +16,7 @@ from seg_backbone.cases import DatasetEntry
 from seg_backbone.errors import ConfigError
 from seg_backbone.predict import Segmenter
 from vlm.data.wordings import read_wordings
+from vlm.encoders.backbone import SegmentationEncoder
 from vlm.model import VisionLanguageModel
 from vlm.train import loop
 from vlm.train.examples import invent, load_examples, questions_about
@@ -53,12 +54,12 @@ def aligned(config: StageConfig) -> VisionLanguageModel:
 
 
 def test_invented_scenes_are_consistent(config: StageConfig, tmp_path: Path) -> None:
-    segmenter = Segmenter.load(config.segmentation, "cpu")
+    encoder = SegmentationEncoder(Segmenter.load(config.segmentation, "cpu"))
     every = tmp_path / "split.json"
     every.write_text(json.dumps({"patients": {}}))
-    pool = load_examples(SCANS, config.datasets, every, "training", segmenter, tmp_path, 4)
+    pool = load_examples(SCANS, config.datasets, every, "training", encoder, tmp_path, 4)
     assert {i.label for e in pool for i in e.scene.instances} >= {"tumour", "larynx", "parotid_left"}
-    again = load_examples(SCANS, config.datasets, every, "training", segmenter, tmp_path, 4)
+    again = load_examples(SCANS, config.datasets, every, "training", encoder, tmp_path, 4)
     assert all((a.scene.visual == b.scene.visual).all() for a, b in zip(pool, again, strict=True)), "from the cache"
     wordings, counts = read_wordings(), set()
     for seed in range(30):

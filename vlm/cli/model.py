@@ -1,8 +1,9 @@
-"""`vlm model`: the weights that ship, and the language model that is fetched."""
+"""`vlm model`: the weights that ship, and those that are fetched."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -72,12 +73,28 @@ def show(name: Annotated[str, typer.Argument(help="A model that ships, or a mode
             print(f"\n{card.read_text(encoding='utf-8')}")
 
 
-@app.command()
-def fetch() -> None:
-    """Fetch the default language model into the cache and print its folder."""
-    from vlm.llm import fetch_default
+class Fetched(StrEnum):
+    """What `vlm model fetch` can fetch."""
 
-    print(fetch_default())
+    llm = "llm"
+    astra = "astra"
+
+
+@app.command()
+def fetch(
+    what: Annotated[
+        Fetched, typer.Argument(help="llm: the default language model. astra: weights of `encoder: resnet152`.")
+    ] = Fetched.llm,
+) -> None:
+    """Fetch weights into the cache, unless they are there, and print their folder."""
+    if what is Fetched.astra:
+        from vlm.encoders.resnet152 import fetch_astra
+
+        print(fetch_astra())
+    else:
+        from vlm.llm import fetch_default
+
+        print(fetch_default())
 
 
 def _shipped() -> Iterator[Shipped]:

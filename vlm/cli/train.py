@@ -1,4 +1,4 @@
-"""`vlm train segmentation|alignment|instruction --config FILE`."""
+"""`vlm train segmentation|encoder|alignment|instruction --config FILE`."""
 
 from __future__ import annotations
 
@@ -24,6 +24,17 @@ def segmentation(
 
     settings = SegmentationConfig.read(config, data=data, output=output, steps=steps)
     _run(train_segmentation, settings, resume)
+
+
+@app.command()
+def encoder(
+    config: Config, resume: Resume = False, data: Data = None, output: Output = None, steps: Steps = None
+) -> None:
+    """Vision transformer for `encoder: vit`, from scratch and without labels."""
+    from vlm.train.encoder import EncoderConfig, train_encoder
+
+    settings = EncoderConfig.read(config, data=data, output=output, steps=steps)
+    _run(train_encoder, settings, resume)
 
 
 @app.command()

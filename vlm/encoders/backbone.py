@@ -6,50 +6,31 @@ of the whole scan, finer ones for the token of each instance.
 
 from __future__ import annotations
 
-import numpy as np
+import torch
 
-from seg_backbone.geometry import Grid
-from seg_backbone.lesions import Instance, Instances
-from seg_backbone.predict import Features
+from seg_backbone.predict import Features, Segmenter
+from seg_backbone.volume import Volume
 
 VISUAL_STAGE, INSTANCE_STAGE = 4, 2  # stages of the network behind the visual tokens and the instance tokens
-CELLS = (2, 2, 3)  # visual tokens along (right, anterior, superior)
 
 
-def visual_cells(features: Features, grid: Grid) -> np.ndarray:
-    """(prod(CELLS), channels + 6): mean feature of each cell of the scan's box, its centre and size in 100 mm.
+class SegmentationEncoder:
+    """The segmentation network's encoder. See `vlm.encoders.Encoder`."""
 
-    The centre is relative to the scan's centre. A cell without features holds zeros.
-    """
-    vectors, positions = features.vectors[VISUAL_STAGE], features.positions_mm[VISUAL_STAGE]
-    low, high = grid.extent_mm()
-    cells = np.array(CELLS)
-    size = (high - low) / cells
-    inside = np.all((positions >= low) & (positions <= high), axis=1)
-    index = np.clip(((positions - low) / size).astype(int), 0, cells - 1)
-    flat = np.ravel_multi_index(tuple(index.T), CELLS)[inside]
-    total = np.zeros((int(cells.prod()), vectors.shape[1]))
-    np.add.at(total, flat, vectors[inside])
-    count = np.bincount(flat, minlength=len(total))[:, None]
-    centre = (np.indices(CELLS).reshape(3, -1).T + 0.5 - cells / 2) * size / 100
-    place = np.concatenate([centre, np.broadcast_to(size / 100, centre.shape)], axis=1)
-    return np.concatenate([total / np.maximum(count, 1), place], axis=1).astype(np.float32)
+    shared_stages = (VISUAL_STAGE, INSTANCE_STAGE)
 
+    def __init__(self, segmenter: Segmenter) -> None:
+        self.segmenter, self.version = segmenter, segmenter.version
 
-def instance_features(features: Features, instances: Instances, shown: list[Instance], grid: Grid) -> np.ndarray:
-    """(len(shown), channels): mean of the features that lie inside each instance; the nearest one where none does."""
-    vectors, positions = features.vectors[INSTANCE_STAGE], features.positions_mm[INSTANCE_STAGE]
-    pooled = np.zeros((len(shown), vectors.shape[1]), dtype=np.float32)
-    if not shown:
-        return pooled
-    index = np.rint(grid.world_to_voxel(positions)).astype(int)
-    valid = np.all((index >= 0) & (index < np.array(grid.shape)), axis=1)
-    owner = np.zeros(len(positions), dtype=np.int64)
-    owner[valid] = instances.map[tuple(index[valid].T)]
-    for row, instance in enumerate(shown):
-        inside = owner == instance.id
-        if not inside.any():
-            inside = np.zeros(len(positions), dtype=bool)
-            inside[np.argmin(np.square(positions - np.array(instance.center_mm)).sum(1))] = True
-        pooled[row] = vectors[inside].mean(axis=0)
-    return pooled
+    @property
+    def channels(self) -> tuple[int, int]:
+        """Widths of the two stages, seen by running the network on one empty window."""
+        plan = self.segmenter.plan
+        window = torch.zeros(1, len(plan.ct_windows_hu), *plan.patch, device=self.segmenter.device)
+        with torch.inference_mode():
+            maps = self.segmenter.network.encoder(window)
+        return maps[VISUAL_STAGE].shape[1], maps[INSTANCE_STAGE].shape[1]
+
+    def __call__(self, volume: Volume) -> Features:
+        """Features of windows that overlap little (the fast mode)."""
+        return self.segmenter(volume, fast=True, keep_stages=self.shared_stages).features

@@ -17,7 +17,7 @@ from seg_backbone.lesions import Instances, find_instances
 from seg_backbone.predict import Segmentation, Segmenter, as_volume
 from seg_backbone.volume import Mask, Volume, require_same_grid
 from vlm.data.threshold import parse_threshold
-from vlm.encoders.backbone import INSTANCE_STAGE, VISUAL_STAGE
+from vlm.encoders import Encoder, build_encoder
 from vlm.facts import FACTS
 from vlm.grounding import mentions_in
 from vlm.heads import decode
@@ -49,10 +49,10 @@ class Scan:
 
 
 class Engine:
-    """A vision-language model and the segmentation model it was trained with."""
+    """A vision-language model, and the segmentation model and encoder it was trained with."""
 
-    def __init__(self, model: VisionLanguageModel, segmenter: Segmenter, version: str) -> None:
-        self.model, self.segmenter, self.version = model, segmenter, version
+    def __init__(self, model: VisionLanguageModel, segmenter: Segmenter, encoder: Encoder, version: str) -> None:
+        self.model, self.segmenter, self.encoder, self.version = model, segmenter, encoder, version
 
     @staticmethod
     def load(name: str | Path = "default", device: str = "auto") -> Engine:
@@ -65,7 +65,8 @@ class Engine:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         model = VisionLanguageModel.load(folder, device)
         segmenter = Segmenter.load(model.config.segmentation, device)
-        return Engine(model, segmenter, f"{model.config.name}@{segmenter.version}")
+        encoder = build_encoder(model.config.encoder, segmenter, model.config.encoder_options)
+        return Engine(model, segmenter, encoder, f"{model.config.name}@{segmenter.version}")
 
     def open(
         self,
@@ -85,7 +86,7 @@ class Engine:
         if mask is not None:
             given = read_mask(mask, labels or self.segmenter.plan.labels)
             require_same_grid(volume, given)
-        stages = (VISUAL_STAGE, INSTANCE_STAGE)
+        stages = self.encoder.shared_stages
         # with a given mask the network only serves the visual tokens
         fast = fast or given is not None
         segmentation = self.segmenter(volume, fast=fast, keep_stages=stages, progress=progress)
@@ -93,9 +94,8 @@ class Engine:
         untrained = tuple(self.segmenter.untrained(volume.modality))
         if given is not None:
             used, instances, names, untrained = given, find_instances(given, volume), tuple(given.labels), ()
-        scene = build_scene(
-            volume.source, volume.modality, volume.grid, instances, names, untrained, segmentation.features
-        )
+        features = segmentation.features if stages else self.encoder(volume)
+        scene = build_scene(volume.source, volume.modality, volume.grid, instances, names, untrained, features)
         return Scan(volume, used, instances, segmentation, scene, self.model.open(scene), given is not None)
 
     def ask(

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
+from seg_backbone.predict import Segmenter
+from vlm.encoders import build_encoder
 from vlm.llm import load_llm
 from vlm.model import VisionLanguageModel, VlmConfig
 from vlm.train.loop import StageConfig, run_stage
@@ -12,5 +16,16 @@ from vlm.train.loop import StageConfig, run_stage
 def train_alignment(config: StageConfig, resume: bool = False, **hooks: Any) -> Any:
     """Train and save to `config.output`/model; returns that folder. hooks: report and progress, see run_stage."""
     llm, tokenizer = load_llm(config.llm)
-    settings = VlmConfig(llm=config.llm, segmentation=config.segmentation, lora_rank=config.lora_rank)
+    with torch.random.fork_rng():  # the heads begin alike, whatever the encoder
+        encoder = build_encoder(config.encoder, Segmenter.load(config.segmentation), config.encoder_options)
+        visual, instance = encoder.channels
+    settings = VlmConfig(
+        llm=config.llm,
+        segmentation=config.segmentation,
+        encoder=config.encoder,
+        encoder_options=config.encoder_options,
+        visual_channels=visual,
+        instance_channels=instance,
+        lora_rank=config.lora_rank,
+    )
     return run_stage(config, VisionLanguageModel(settings, llm, tokenizer), resume, **hooks)

@@ -20,11 +20,10 @@ from seg_backbone.cases import CaseFiles, DatasetEntry, list_cases, read_split, 
 from seg_backbone.io import read_mask, read_volume
 from seg_backbone.labels import LESIONS, WORDS
 from seg_backbone.lesions import Instance, find_instances
-from seg_backbone.predict import Segmenter
 from seg_backbone.volume import Volume
 from vlm.data.questions import fat_percent, questions_of_case
 from vlm.data.wordings import Wordings
-from vlm.encoders.backbone import INSTANCE_STAGE, VISUAL_STAGE
+from vlm.encoders import Encoder
 from vlm.scene import Scene, build_scene, describe, scan_facts
 from vlm.schema import Question
 
@@ -45,7 +44,7 @@ def load_examples(
     datasets: Sequence[DatasetEntry],
     split: Path,
     part: str,
-    segmenter: Segmenter,
+    encoder: Encoder,
     cache: Path,
     most: int,
     progress: Callable[[str, int, int], None] | None = None,
@@ -61,7 +60,7 @@ def load_examples(
     fats: dict[str, float | None] = {}
     examples = []
     for number, (files, entry) in enumerate(jobs):
-        examples.append(_load(files, entry, segmenter, cache, fats))
+        examples.append(_load(files, entry, encoder, cache, fats))
         if progress:
             progress("encoding scans", number + 1, len(jobs))
     # an MR has no Hounsfield units: its share of fat is that of the same patient's CT, where there is one
@@ -122,10 +121,10 @@ def invent(pool: Sequence[Example], names: Sequence[str], random: Random) -> Exa
 
 
 def _load(
-    files: CaseFiles, entry: DatasetEntry, segmenter: Segmenter, cache: Path, fats: dict[str, float | None]
+    files: CaseFiles, entry: DatasetEntry, encoder: Encoder, cache: Path, fats: dict[str, float | None]
 ) -> Example:
     volume = read_volume(files.image, files.modality)
-    key = hashlib.sha256(files.image.read_bytes() + segmenter.version.encode()).hexdigest()[:20]
+    key = hashlib.sha256(files.image.read_bytes() + encoder.version.encode()).hexdigest()[:20]
     store = cache / f"{key}.npz"
     mask = read_mask(files.mask, files.labels) if files.mask else None
     instances = find_instances(mask, volume) if mask else None
@@ -133,9 +132,8 @@ def _load(
         fats[files.patient] = fat_percent(volume)
     shown = [i for i in instances or [] if i.label in files.annotated]
     if not store.is_file():
-        features = segmenter(volume, fast=True, keep_stages=(VISUAL_STAGE, INSTANCE_STAGE)).features
         assert instances is not None, "training cases have masks"
-        scene = build_scene(files.case, volume.modality, volume.grid, instances, files.annotated, (), features)
+        scene = build_scene(files.case, volume.modality, volume.grid, instances, files.annotated, (), encoder(volume))
         temporary = store.with_suffix(".part.npz")
         rows = [n for n, i in enumerate(scene.instances) if i.label in files.annotated]
         np.savez(temporary, visual=scene.visual, pooled=scene.pooled[rows])

@@ -19,6 +19,7 @@ from seg_backbone.cases import DatasetEntry
 from seg_backbone.errors import ConfigError
 from seg_backbone.predict import Segmenter
 from vlm.data.wordings import Wordings, read_wordings
+from vlm.encoders import build_encoder
 from vlm.facts import FACTS, NAMES
 from vlm.grounding import mentions_in
 from vlm.heads.regression import TARGETS, quantile_loss
@@ -37,10 +38,11 @@ POINTED = (*(n for n, f in FACTS.items() if f.kind in MASKED), "presence", "side
 class StageConfig:
     """One language stage, read from YAML. Paths are relative to the working directory.
 
-    start: folder of the weights to begin from (instruction starts from alignment's). segmentation: model whose encoder
-    is used. cases: at most this many training cases a dataset. pack: questions behind one scene. invented: share of
-    scenes that are invented. accumulate: packs a step. hide_mentions: share of questions whose lexical match is hidden
-    from the pointer, so that it learns to read.
+    start: folder of the weights to begin from (instruction starts from alignment's). segmentation: model that makes the
+    masks. encoder, encoder_options: see vlm.encoders; alignment chooses, instruction keeps its choice. cases: at most
+    this many training cases a dataset. pack: questions behind one scene. invented: share of scenes that are invented.
+    accumulate: packs a step. hide_mentions: share of questions whose lexical match is hidden from the pointer, so that
+    it learns to read.
     """
 
     data: Path
@@ -49,6 +51,8 @@ class StageConfig:
     datasets: tuple[DatasetEntry, ...]
     start: Path | None = None
     segmentation: str = "default"
+    encoder: str = "segmentation"
+    encoder_options: dict[str, Any] = field(default_factory=dict)
     llm: str = DEFAULT_LLM
     lora_rank: int = 8
     cases: int = 40
@@ -102,11 +106,11 @@ def run_stage(
     torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
     config.output.mkdir(parents=True, exist_ok=True)
-    segmenter = Segmenter.load(config.segmentation)
+    encoder = build_encoder(model.config.encoder, Segmenter.load(config.segmentation), model.config.encoder_options)
     cache, wordings = config.output.parent / "features", read_wordings()
     common = (config.data, config.datasets, config.split)
-    train = load_examples(*common, "training", segmenter, cache, config.cases, progress)
-    held = load_examples(*common, "validation", segmenter, cache, config.validation_cases, progress)
+    train = load_examples(*common, "training", encoder, cache, config.cases, progress)
+    held = load_examples(*common, "validation", encoder, cache, config.validation_cases, progress)
     if model.config.regression_scale is None:
         fats = [e.fat for e in train if e.fat is not None]
         scale = {"fat_percent": (float(np.mean(fats)), float(np.std(fats)))}
