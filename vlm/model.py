@@ -20,16 +20,19 @@ from torch import nn
 
 from seg_backbone.errors import CheckpointError
 from seg_backbone.labels import display
+from vlm.data.threshold import parse_threshold
 from vlm.facts import NAMES, facts_of
-from vlm.grounding import Mention
+from vlm.grounding import Mention, mentions_in
 from vlm.heads.pointer import MENTION, Pointer
+from vlm.heads.reading import Focus, Reading
 from vlm.heads.regression import TARGETS, Quantiles
 from vlm.heads.router import Router
 from vlm.llm import DEFAULT_LLM, load_llm
 from vlm.projector import Projector
 from vlm.prompts import make_prompt
 from vlm.scene import FACTS as SCAN_FACTS
-from vlm.scene import Scene
+from vlm.scene import Scene, scene_classes
+from vlm.schema import Question
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -224,6 +227,36 @@ class VisionLanguageModel(nn.Module):
         named = mention_features(scene, mention).to(state.device)
         selection = self.pointer(state, opened.items.float(), geometry, named[None])[0]
         return Scores(router, selection, out.past_key_values, out.last_hidden_state[0, -1])
+
+    def interpret(
+        self, scene: Scene, opened: Opened, question: Question, focus: Focus | None = None
+    ) -> tuple[Reading, float]:
+        """What a question asks for, and the probability that it is not about the scan.
+
+        focus: the fact and the instances are known already; then the probability of the fact is the router's, so that
+        an answer is as sure as the model agrees, and the question is about the scan.
+        """
+        mention = mentions_in(question.question, question.options, scene_classes(scene))
+        scores = self.read(scene, opened, question.question, question.options, mention)
+        selection = torch.sigmoid(scores.selection).cpu().numpy()
+        fact, probability, off_topic = route(scores.router, question.type)
+        if focus:
+            fact, off_topic = focus.fact, 0.0
+            probability = float(torch.softmax(scores.router, dim=0)[NAMES.index(fact)])
+            selection = np.array([float(instance.id in focus.instances) for instance in scene.instances])
+        reading = Reading(
+            question=question,
+            scene=scene,
+            mention=mention,
+            fact=fact,
+            fact_probability=probability,
+            selection=selection,
+            threshold=parse_threshold(question.question),
+            quantiles=self.regress(scene).get(fact) if fact in TARGETS else None,
+            score_options=lambda options: self.option_likelihoods(scores, options),
+            lacking=focus.lacking if focus else None,
+        )
+        return reading, off_topic
 
     @torch.inference_mode()
     def option_likelihoods(self, scores: Scores, options: tuple[str, ...]) -> np.ndarray:

@@ -18,12 +18,24 @@ from vlm.schema import Question
 SELECT = 0.5  # pointer probability from which an instance is selected
 
 
+@dataclass(frozen=True)
+class Focus:
+    """What a conversation knows about a question before it is read. fact: one of vlm.facts.NAMES. instances: ids of
+    those meant, () where the scan has none of them. lacking: then their name, in the singular.
+    """
+
+    fact: str
+    instances: tuple[int, ...]
+    lacking: str | None = None
+
+
 @dataclass(frozen=True, eq=False)
 class Reading:
     """fact and its probability; selection (K,) pointer probability of each of the scene's instances.
 
     quantiles: (0.1, 0.5, 0.9) quantiles of a regressed value, in the fact's unit, or None. score_options: the options'
-    probabilities by the language model's likelihood, computed only when a head asks.
+    probabilities by the language model's likelihood, computed only when a head asks. lacking: the name of what is
+    asked about, where a conversation knows that the scan has none.
     """
 
     question: Question
@@ -35,6 +47,7 @@ class Reading:
     threshold: Threshold | None = None
     quantiles: tuple[float, float, float] | None = None
     score_options: Callable[[tuple[str, ...]], np.ndarray] = field(default=lambda options: np.zeros(len(options)))
+    lacking: str | None = None
 
     def selected(self) -> list[Instance]:
         """The instances meant, most probable first, after a size threshold in the question's words."""
@@ -62,6 +75,8 @@ class Reading:
 
     def thing(self) -> str:
         """What the question is about, in words: "left parotid gland", "tumour", or "structure"."""
+        if self.lacking:
+            return self.lacking
         names = self.mention.classes
         if len(names) == 1:
             return display(names[0])
