@@ -19,12 +19,13 @@ import torch
 from torch import nn
 
 from seg_backbone.errors import CheckpointError
+from seg_backbone.io.atomic import replacing
 from seg_backbone.labels import display
 from vlm.data.threshold import parse_threshold
 from vlm.facts import NAMES, facts_of
 from vlm.grounding import Mention, mentions_in
 from vlm.heads.pointer import MENTION, Pointer
-from vlm.heads.reading import Focus, Reading
+from vlm.heads.reading import Calibration, Focus, Reading
 from vlm.heads.regression import TARGETS, Quantiles
 from vlm.heads.router import Router
 from vlm.llm import DEFAULT_LLM, load_llm
@@ -37,7 +38,7 @@ from vlm.schema import Question
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-CONFIG, WEIGHTS, ADAPTER = "vlm.json", "heads.safetensors", "adapter"
+CONFIG, WEIGHTS, ADAPTER, CALIBRATION = "vlm.json", "heads.safetensors", "adapter", "calibration.json"
 
 
 @dataclass(frozen=True)
@@ -45,8 +46,7 @@ class VlmConfig:
     """llm: name, folder or hub id. segmentation: the model whose features these weights were trained on.
 
     visual_channels, instance_channels: of the encoder stages used. lora_rank 0: no adapter. lora_targets: linear
-    layers, "all-linear" or names. regression_scale: target -> (mean, standard deviation) in its unit. temperature:
-    fact -> divisor of the logits that calibrates them on validation.
+    layers, "all-linear" or names. regression_scale: target -> (mean, standard deviation) in its unit.
     """
 
     llm: str = DEFAULT_LLM
@@ -91,6 +91,7 @@ class VisionLanguageModel(nn.Module):
         self.pointer = Pointer(width)
         self.router = Router(width)
         self.quantiles = Quantiles(config.visual_channels, SCAN_FACTS)
+        self.calibration = Calibration()
         self._names: dict[str, torch.Tensor] = {}
         self.llm.requires_grad_(False)
 
@@ -116,7 +117,7 @@ class VisionLanguageModel(nn.Module):
         return {k: v for k, v in self.state_dict().items() if not k.startswith("llm.")}
 
     def save(self, folder: str | Path) -> Path:
-        """Write config, heads (float16) and adapter; each file under a temporary name first."""
+        """Write config, heads (float16), adapter and calibration; each file under a temporary name first."""
         from safetensors.torch import save_file
 
         folder = Path(folder)
@@ -130,6 +131,10 @@ class VisionLanguageModel(nn.Module):
             adapter = {k: v.detach().cpu().half().contiguous() for k, v in get_peft_model_state_dict(self.llm).items()}
             save_file(adapter, folder / (ADAPTER + ".part"))
             (folder / (ADAPTER + ".part")).replace(folder / f"{ADAPTER}.safetensors")
+        (folder / CALIBRATION).unlink(missing_ok=True)
+        if self.calibration.curves:
+            with replacing(folder / CALIBRATION) as temporary:
+                temporary.write_text(json.dumps(self.calibration.curves, indent=1) + "\n")
         (folder / (CONFIG + ".part")).write_text(json.dumps(asdict(self.config), indent=2) + "\n")
         (folder / (CONFIG + ".part")).replace(folder / CONFIG)
         return folder
@@ -159,6 +164,8 @@ class VisionLanguageModel(nn.Module):
                 weights = {key: value.float() for key, value in load_file(adapter).items()}
                 if set_peft_model_state_dict(model.llm, weights).unexpected_keys:
                     raise ValueError("the adapter has layers that the language model lacks")
+            if (folder / CALIBRATION).is_file():
+                model.calibration = Calibration(dict(json.loads((folder / CALIBRATION).read_text())))
         except (OSError, ValueError, TypeError, RuntimeError) as error:
             if isinstance(error, CheckpointError):
                 raise
@@ -254,6 +261,7 @@ class VisionLanguageModel(nn.Module):
             threshold=parse_threshold(question.question),
             quantiles=self.regress(scene).get(fact) if fact in TARGETS else None,
             score_options=lambda options: self.option_likelihoods(scores, options),
+            calibration=self.calibration,
             lacking=focus.lacking if focus else None,
         )
         return reading, off_topic

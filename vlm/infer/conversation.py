@@ -42,9 +42,11 @@ FACT_WORDS = {  # tried in this order
     "short_axis": r"short(?:est)? axis|minor axis|perpendicular diameter|width|how (?:wide|broad|thick|narrow)",
     "diameter_3d": r"(?:largest |maximum |max )?(?:3d|three dimensional) diameter|diameter in 3d",
     "craniocaudal": r"craniocaudal(?: extent| length| diameter)?|height|how tall",
-    "volume": r"volume|how voluminous|how many (?:ml|cc|millilit(?:re|er)s)|(?:how big|how large|size)(?=.* (?:ml|cc) )",
+    "volume": r"volume|how voluminous|how many (?:ml|cc|millilit(?:re|er)s)"
+    r"|(?:how big|how large|size)(?=.* (?:ml|cc) )",
     "intensity": r"intensity|density|how (?:dense|bright)|attenuation|hounsfield(?: units?| value)?|hu",
-    "long_axis": r"long(?:est)? axis|(?:longest |largest |axial |recist )*diameter|length|how (?:long|big|large)|size|recist",
+    "long_axis": r"long(?:est)? axis|(?:longest |largest |axial |recist )*diameter|length|how (?:long|big|large)"
+    r"|size|recist",
     "side": r"(?:which|what|whose) side|left or (?:on the )?right|right or (?:on the )?left|laterality"
     r"|(?<!left )(?<!right )side(?= $)",
     "box": r"where|location|position|coordinates|bounding box|show me|which (?:one |of them |of these )?is(?! it )",
@@ -68,12 +70,11 @@ SIZES = (
     r"\d[\d ]*(?:mm|cm|ml|cc|l)[23]?|(?:no |not )?(?:larger|bigger|greater|smaller|longer|shorter|more|less)(?: than)?"
     r"|over|under|above|below|exceeding|at least|at most|or"
 )
-ARTICLES = set("the a an of for in on at".split())  # all that may stay of an ellipsis without a fact
-FILLER = ARTICLES | set(  # and of a question with one
-    "what whats which how is are was were be does do has have you i me please tell give report state measure measured"
-    " exactly about know want can could would long much big so then also too now again here there scan image images"
-    " axial plane slice mean average total mm cm ml cc millimetres and s lie apart away between located".split()
-)
+ARTICLES = {"the", "a", "an", "of", "for", "in", "on", "at"}  # all that may stay of an ellipsis without a fact
+_FILLER = """what whats which how is are was were be does do has have you i me please tell give report state measure
+measured exactly about know want can could would long much big so then also too now again here there scan image images
+axial plane slice mean average total mm cm ml cc millimetres and s lie apart away between located"""
+FILLER = ARTICLES | set(_FILLER.split())  # and of a question with one
 
 # The full question that a fact asks, in the words of vlm/data/wordings.yaml. Facts not named here are never inherited.
 ASK = {
@@ -171,7 +172,9 @@ class Conversation:
         mention = reading.mention
         names = dict.fromkeys(i.label for i in subject) or dict.fromkeys((*mention.classes, *mention.others))
         # of two that were compared, the larger is what the talk is about
-        return Turn(text, text, answer, reading.fact, subject[:1] if reading.fact == "larger" else subject, (), (*names,))
+        return Turn(
+            text, text, answer, reading.fact, subject[:1] if reading.fact == "larger" else subject, (), (*names,)
+        )
 
     def _reply(self, text: str, follow: FollowUp) -> Turn:
         turn = Turn(text, follow.text, Answer("", "", ""), follow.fact, follow.subject, follow.target, follow.names)
