@@ -267,8 +267,8 @@ def read_item(reference: Reference, answer: dict[str, Any] | None) -> Item:
 
 def _confidence(answer: dict[str, Any]) -> float | None:
     stated = answer.get("confidence")
-    known = isinstance(stated, int | float) and not isinstance(stated, bool) and 0 <= stated <= 1
-    return float(stated) if known else None
+    number = isinstance(stated, int | float) and not isinstance(stated, bool)
+    return float(stated) if number and 0 <= stated <= 1 else None
 
 
 def _read_choice(reference: Reference, answer: dict[str, Any]) -> str | None:

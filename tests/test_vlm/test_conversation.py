@@ -140,6 +140,15 @@ def test_a_distance_keeps_its_subject_and_changes_its_end(scan: Scan) -> None:
         assert found and (found.subject[0].id, found.target[0].id) == pair
 
 
+def test_after_a_distance_without_an_end_that_stays(scan: Scan) -> None:
+    both = turn(scan.scene, "distance", LARGE, RIGHT)
+    assert resolve("the smallest", [both], scan.scene) is None
+    end = resolve("and the left parotid gland?", [both], scan.scene)
+    assert end and end.unclear and [i.id for i in end.subject] == [LARGE, RIGHT]
+    larger = resolve("and the smallest?", [turn(scan.scene, "larger", LARGE)], scan.scene)
+    assert larger and (larger.subject[0].id, larger.target[0].id) == (LARGE, SMALL)
+
+
 @pytest.mark.parametrize(
     ("line", "fact", "ids"),
     [
@@ -192,6 +201,9 @@ def test_what_the_scan_lacks(engine: Engine, scan: Scan) -> None:
     assert "fifth largest tumour" in (talk.ask("and the fifth?").reason or "")
     right = replace(scan, scene=replace(scan.scene, instances=[i for i in scan.scene.instances if i.id != LARGE]))
     found = resolve("is there one on the left?", [turn(right.scene, "count", MIDDLE, SMALL)], right.scene)
+    alone = replace(scan.scene, instances=[i for i in scan.scene.instances if i.id in (LARGE, LEFT)])
+    other = resolve("the other one?", [turn(alone, "volume", LARGE)], alone)
+    assert other and other.lacking == "other tumour"
     assert found and found.subject == () and found.lacking == "left-sided tumour"
 
 
@@ -231,7 +243,7 @@ def test_no_full_question_is_taken_for_a_follow_up(scan: Scan, part: str) -> Non
     slots = {"thing": "the largest tumour", "noun": "left parotid gland", "some": "a tumour on the left"}
     slots |= {"things": "tumours", "list": enumerate_things(["the larynx", "the left parotid"]), "size": "over 5 ml"}
     slots |= {"a": "the left parotid gland", "b": "the smallest tumour"}
-    turns = [turn(scan.scene, fact, LARGE) for fact in ("volume", "count", "distance")]
+    turns = [turn(scan.scene, fact, LARGE) for fact in ("volume", "distance")]
     for fact, before in itertools.product(FACTS, turns):
         for wording in wordings.facts[fact][part]:
             text = wording.format(**{name: slots[name] for name in placeholders(wording)})

@@ -58,7 +58,7 @@ class Reading:
 
     quantiles: (0.1, 0.5, 0.9) quantiles of a regressed value, in the fact's unit, or None. score_options: the options'
     probabilities by the language model's likelihood, computed only when a head asks. lacking: the name of what is
-    asked about, where a conversation knows that the scan has none.
+    asked about, where a conversation knows that the scan has none. calibration: of the confidence.
     """
 
     question: Question

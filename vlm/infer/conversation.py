@@ -169,12 +169,10 @@ class Conversation:
     def _alone(self, text: str) -> Turn:
         answer, reading = self.engine.reply(self.scan, self._question(text))
         subject = _in_evidence(answer, self.scan.scene)
-        mention = reading.mention
-        names = dict.fromkeys(i.label for i in subject) or dict.fromkeys((*mention.classes, *mention.others))
-        # of two that were compared, the larger is what the talk is about
-        return Turn(
-            text, text, answer, reading.fact, subject[:1] if reading.fact == "larger" else subject, (), (*names,)
-        )
+        named = [instance.label for instance in subject] or [*reading.mention.classes, *reading.mention.others]
+        if reading.fact == "larger":
+            subject = subject[:1]  # of two that were compared, the larger is what the talk is about
+        return Turn(text, text, answer, reading.fact, subject, names=tuple(dict.fromkeys(named)))
 
     def _reply(self, text: str, follow: FollowUp) -> Turn:
         turn = Turn(text, follow.text, Answer("", "", ""), follow.fact, follow.subject, follow.target, follow.names)
@@ -227,6 +225,8 @@ def resolve(text: str, turns: list[Turn], scene: Scene) -> FollowUp | None:
             if len(pair) < 2:
                 return None
             subject, target = (pair[:1], pair[1:]) if len(pair) == 2 else (pair, pair)
+        elif not target:
+            return None  # "the left one", after a distance with no end that stays
         if subject and not target:
             return FollowUp(text, fact, subject, (), before.names, _lacking(end, of_end, before, classes))
 
@@ -378,7 +378,7 @@ def _lacking(phrase: _Phrase, mention: Mention, before: Turn, classes: tuple[str
         return display(sided)
     rank = f"{ORDINALS[phrase.rank]} " if phrase.rank and phrase.rank > 1 else ""
     side = f"{phrase.side}-sided " if phrase.side and split_side(base)[1] is None else ""
-    return f"{side}{rank}{display(base)}"
+    return f"{'other ' if phrase.other else ''}{side}{rank}{display(base)}"
 
 
 def _in_evidence(answer: Answer, scene: Scene) -> tuple[Instance, ...]:
