@@ -267,8 +267,9 @@ def read_item(reference: Reference, answer: dict[str, Any] | None) -> Item:
 
 def _confidence(answer: dict[str, Any]) -> float | None:
     stated = answer.get("confidence")
-    number = isinstance(stated, int | float) and not isinstance(stated, bool)
-    return float(stated) if number and 0 <= stated <= 1 else None
+    if not isinstance(stated, int | float) or isinstance(stated, bool):
+        return None
+    return float(stated) if 0 <= stated <= 1 else None
 
 
 def _read_choice(reference: Reference, answer: dict[str, Any]) -> str | None:

@@ -140,11 +140,13 @@ def test_a_distance_keeps_its_subject_and_changes_its_end(scan: Scan) -> None:
         assert found and (found.subject[0].id, found.target[0].id) == pair
 
 
-def test_after_a_distance_without_an_end_that_stays(scan: Scan) -> None:
+def test_after_a_distance_of_two_and_a_comparison(scan: Scan) -> None:
     both = turn(scan.scene, "distance", LARGE, RIGHT)
     assert resolve("the smallest", [both], scan.scene) is None
     end = resolve("and the left parotid gland?", [both], scan.scene)
-    assert end and end.unclear and [i.id for i in end.subject] == [LARGE, RIGHT]
+    assert end and (end.subject[0].id, end.target[0].id) == (LARGE, LEFT)
+    far = resolve("and the larynx?", [both], scan.scene)
+    assert far and far.lacking == "larynx"
     larger = resolve("and the smallest?", [turn(scan.scene, "larger", LARGE)], scan.scene)
     assert larger and (larger.subject[0].id, larger.target[0].id) == (LARGE, SMALL)
 

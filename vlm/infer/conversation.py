@@ -225,8 +225,11 @@ def resolve(text: str, turns: list[Turn], scene: Scene) -> FollowUp | None:
             if len(pair) < 2:
                 return None
             subject, target = (pair[:1], pair[1:]) if len(pair) == 2 else (pair, pair)
-        elif not target:
-            return None  # "the left one", after a distance with no end that stays
+        elif not target:  # the distance of two ends, neither of them the subject: the one of another name stays
+            stays = tuple(i for i in before.subject if not _bases([i.label]) & _bases(known))
+            if not named or len(stays) != 1:
+                return None
+            subject, target = stays, subject
         if subject and not target:
             return FollowUp(text, fact, subject, (), before.names, _lacking(end, of_end, before, classes))
 
