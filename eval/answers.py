@@ -35,19 +35,22 @@ ANSWERED, ABSTAINED, UNREADABLE, UNSCORED, MISSING = "answered", "abstained", "u
 STATES = (ANSWERED, ABSTAINED, UNREADABLE, UNSCORED, MISSING)
 JUDGED = (ANSWERED, ABSTAINED, UNREADABLE)
 IOU_THRESHOLDS = (0.5, 0.3)
+BINS = 10  # of confidence, equally wide
 
 
 @dataclass(frozen=True)
 class Item:
     """One question with its outcome. prediction: as `Reference.answer`, in the reference's unit; None unless answered.
 
-    note: the error of an unscored line, the reason of an abstention.
+    note: the error of an unscored line, the reason of an abstention. confidence: as stated with an answer, in [0, 1];
+    None where none was.
     """
 
     reference: Reference
     state: str
     prediction: Any = None
     note: str = ""
+    confidence: float | None = None
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,7 @@ class AnswerResults:
             "unanswerable": _counts(unanswerable),
             "ids_without_question": self.unknown_ids,
             "types": {kind: self._of_type([i for i in answerable if i.reference.type == kind]) for kind in kinds},
+            "calibration": calibration(answerable),
             "bootstrap": {
                 "seed": self.seed,
                 "resamples": self.resamples,
@@ -134,15 +138,32 @@ class AnswerResults:
             notes.append(f"Unanswerable: {unanswerable['n']}, of which {unanswerable[ABSTAINED]} rightly abstained.")
         if self.unknown_ids:
             notes.append(f"{self.unknown_ids} answers have an id that no question with a reference has.")
-        return [
+        tables = [
             Table("Answers", ["type", "figure", "n", *systems], figures, notes),
             Table("Outcomes", ["system", "type", "n", *STATES], counts),
         ]
+        calibrated = [
+            [name, kind, str(one["n"]), *(f"{one[key]:.3f}" for key in ("confidence", "score", "ece"))]
+            for name, system in systems.items()
+            for kind, one in [("all", system["calibration"])]
+            + [(kind, of_type["calibration"]) for kind, of_type in system["types"].items()]
+            if one
+        ]
+        if calibrated:
+            columns = ["system", "type", "n", "mean confidence", "mean score", "ECE"]
+            note = f"Answered questions with a confidence; score: the headline of each; ECE over {BINS} bins."
+            tables.append(Table("Calibration", columns, calibrated, [note]))
+        return tables
 
     def _of_type(self, items: list[Item]) -> dict[str, Any]:
         judged = [item for item in items if item.state in JUDGED]
         groups = sorted({item.reference.group for item in items})
-        result = {"counts": _counts(items), "metrics": {}, "headline": _headline(items)}
+        result = {
+            "counts": _counts(items),
+            "metrics": {},
+            "headline": _headline(items),
+            "calibration": calibration(items),
+        }
         if judged:
             statistic = STATISTICS[items[0].reference.type](judged)
             clusters = [item.reference.cluster for item in judged]
@@ -239,7 +260,16 @@ def read_item(reference: Reference, answer: dict[str, Any] | None) -> Item:
     if answer.get("abstained"):
         return Item(reference, ABSTAINED, note=str(answer.get("reason") or ""))
     prediction = READERS[reference.type](reference, answer)
-    return Item(reference, UNREADABLE) if prediction is None else Item(reference, ANSWERED, prediction)
+    if prediction is None:
+        return Item(reference, UNREADABLE)
+    return Item(reference, ANSWERED, prediction, confidence=_confidence(answer))
+
+
+def _confidence(answer: dict[str, Any]) -> float | None:
+    stated = answer.get("confidence")
+    if not isinstance(stated, int | float) or isinstance(stated, bool):
+        return None
+    return float(stated) if 0 <= stated <= 1 else None
 
 
 def _read_choice(reference: Reference, answer: dict[str, Any]) -> str | None:
@@ -394,6 +424,40 @@ def open_text(items: list[Item]) -> Statistic:
     (Rajpurkar et al., EMNLP 2016, section 6.1). No answer has 0 in both."""
     scores = np.array([_text_scores(item) for item in items], dtype=float).reshape(-1, 2)
     return lambda index: {"token_f1": _mean(scores[index, 0]), "exact_match": _mean(scores[index, 1])}
+
+
+def calibration(items: list[Item]) -> dict[str, Any]:
+    """Whether confidence says how often answers are right: n, mean confidence, mean score, ece, and bins.
+
+    ece: expected calibration error, the sum over BINS equally wide bins of n_bin / n |mean score - mean confidence|
+    (Guo et al., ICML 2017, equation 3), where a question's score is its share of the headline, 0..1. bins: those with
+    answers, each {"low", "high", "n", "confidence", "score"}; a confidence on a border belongs to the bin below. Only
+    answered questions with a confidence count; without one the result is empty.
+    """
+    stated = [item for item in items if item.confidence is not None]
+    if not stated:
+        return {}
+    confidence = np.array([item.confidence for item in stated], dtype=float)
+    right = np.array([_own_score(item) for item in stated], dtype=float)
+    place = np.clip(np.ceil(confidence * BINS).astype(int) - 1, 0, BINS - 1)
+    bins = [
+        {
+            "low": number / BINS,
+            "high": (number + 1) / BINS,
+            "n": int((place == number).sum()),
+            "confidence": _mean(confidence[place == number]),
+            "score": _mean(right[place == number]),
+        }
+        for number in sorted(set(place.tolist()))
+    ]
+    gaps = [one["n"] * abs(one["score"] - one["confidence"]) for one in bins]
+    return {
+        "n": len(stated),
+        "confidence": _mean(confidence),
+        "score": _mean(right),
+        "ece": sum(gaps) / len(stated),
+        "bins": bins,
+    }
 
 
 # The first figure of each is the headline.

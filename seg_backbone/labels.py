@@ -21,15 +21,22 @@ if TYPE_CHECKING:
 
 # Words for each class as radiologists write them; the first is the display name.
 WORDS: dict[str, tuple[str, ...]] = {
-    "tumour": ("tumour", "tumor", "lesion", "mass", "neoplasm", "sarcoma", "cancer", "malignancy", "gtv", "growth"),
+    "tumour": (
+        "tumour", "tumor", "lesion", "mass", "neoplasm", "sarcoma", "cancer", "malignancy", "gtv", "growth",
+        "carcinoma", "lump", "malignancies", "tumoural", "tumoral", "tumorous", "neoplastic", "cancerous",
+    ),
     "brainstem": ("brainstem", "brain stem", "truncus encephali"),
     "spinal_cord": ("spinal cord", "cord", "medulla spinalis", "spinalcord"),
-    "parotid_right": ("right parotid gland", "right parotid", "parotid gland on the right", "rightparotid"),
-    "parotid_left": ("left parotid gland", "left parotid", "parotid gland on the left", "leftparotid"),
-    "esophagus": ("esophagus", "oesophagus", "gullet", "food pipe"),
-    "larynx": ("larynx", "voice box", "voicebox"),
-    "mandible": ("mandible", "lower jaw", "jaw bone", "jawbone", "jaw"),
-}
+    "parotid_right": (
+        "right parotid gland", "right parotid", "parotid gland on the right", "rightparotid", "right parotis",
+    ),
+    "parotid_left": ("left parotid gland", "left parotid", "parotid gland on the left", "leftparotid", "left parotis"),
+    "esophagus": (
+        "esophagus", "oesophagus", "gullet", "food pipe", "esophageal", "oesophageal", "esophagi", "oesophagi",
+    ),
+    "larynx": ("larynx", "voice box", "voicebox", "laryngeal", "larynges"),
+    "mandible": ("mandible", "lower jaw", "jaw bone", "jawbone", "jaw", "mandibular"),
+}  # fmt: skip
 LESIONS = ("tumour",)
 # Anatomy that people ask about and no checkpoint here segments: what to answer is "not trained for it", never "no".
 OTHER_ANATOMY: tuple[str, ...] = (
@@ -44,6 +51,18 @@ OTHER_ANATOMY: tuple[str, ...] = (
     "sacrum", "vertebra", "vertebrae", "intervertebral disc", "muscle", "gluteus maximus", "iliopsoas", "lymph node",
     "necrosis", "oedema", "edema", "cyst", "nodule", "metastasis", "fracture", "haemorrhage", "hemorrhage",
 )  # fmt: skip
+# Names that hold a word of a class and mean something else.
+FALSE_FRIENDS = (
+    "vocal cord",
+    "spermatic cord",
+    "umbilical cord",
+    "body mass",
+    "muscle mass",
+    "bone mass",
+    "growth plate",
+)
+# English words one slip away from an anatomical one.
+NO_SLIPS = ("lesson", "lessons", "legion", "legions", "cancel", "cancels", "canter", "radium")
 # Ids that a challenge's scorer expects. Every lesion class stands under "tumour".
 FLARE23_LABELS = {
     "liver": 1,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import product
 
 import numpy as np
@@ -71,6 +71,15 @@ def body_mask(image: np.ndarray, modality: str, plan: Plan) -> np.ndarray | None
     return body
 
 
+def windows(
+    image: torch.Tensor, patch: tuple[int, ...], step: float
+) -> Iterator[tuple[tuple[slice, ...], torch.Tensor]]:
+    """(place, (1, channels, *patch)) for every window of a padded image."""
+    for start in window_starts(tuple(image.shape[1:]), patch, step):
+        place = tuple(slice(s, s + n) for s, n in zip(start, patch, strict=True))
+        yield place, image[(slice(None), *place)][None]
+
+
 @torch.inference_mode()
 def predict_logits(
     network: Callable[[torch.Tensor, list[tuple[int, ...]]], torch.Tensor],
@@ -92,28 +101,26 @@ def predict_logits(
     padded, place = pad_to_patch(image, patch)
     shape = tuple(padded.shape[1:])
     weights = gaussian_window(patch).to(image.device)
-    windows = [
-        tuple(slice(s, s + n) for s, n in zip(start, patch, strict=True)) for start in window_starts(shape, patch, step)
-    ]
+    places = [where for where, _ in windows(padded, patch, step)]
     if body is not None:
         inside = np.zeros(shape, dtype=bool)
         inside[place] = body
-        windows = [window for window in windows if inside[window].any()] or windows[:1]
+        places = [where for where in places if inside[where].any()] or places[:1]
     total: torch.Tensor | None = None
     norm = torch.zeros(shape, device=image.device)
-    for first in range(0, len(windows), batch):
-        group = windows[first : first + batch]
-        crops = [padded[(slice(None), *window)][None] for window in group]
-        origins = [tuple(w.start - p.start for w, p in zip(window, place, strict=True)) for window in group]
-        for window, logits in zip(
+    for first in range(0, len(places), batch):
+        group = places[first : first + batch]
+        crops = [padded[(slice(None), *where)][None] for where in group]
+        origins = [tuple(w.start - p.start for w, p in zip(where, place, strict=True)) for where in group]
+        for where, logits in zip(
             group, network(crops[0] if len(crops) == 1 else torch.cat(crops), origins), strict=True
         ):
             if total is None:
                 total = torch.zeros((logits.shape[0], *shape), device=image.device, dtype=accumulator)
-            total[(slice(None), *window)] += logits.float() * weights
-            norm[window] += weights
+            total[(slice(None), *where)] += logits.float() * weights
+            norm[where] += weights
         if progress:
-            progress(first + len(group), len(windows))
+            progress(first + len(group), len(places))
     assert total is not None
     if body is not None:
         unseen = norm == 0

@@ -10,9 +10,10 @@ import re
 from dataclasses import dataclass
 from functools import lru_cache
 
-from seg_backbone.labels import OTHER_ANATOMY, WORDS, display
+from seg_backbone.labels import FALSE_FRIENDS, NO_SLIPS, OTHER_ANATOMY, WORDS, display
 
 _SIDES = ("left", "right")
+SLIPPED = 6  # letters from which a word is recognised with one slip
 _LESION_WORDS = WORDS["tumour"]
 
 
@@ -32,12 +33,17 @@ def find_mentions(text: str, classes: tuple[str, ...]) -> Mention:
     """Look for the given class names, their synonyms and plurals, with or without a side. Case does not matter.
 
     "left parotid" names parotid_left only, "parotid glands" both. A class that holds lesions (tumour) is also named by
-    any word for a lesion. An empty text names nothing.
+    any word for a lesion. Words of SLIPPED letters or more may hold one slip of the fingers; "vocal cord" is another
+    structure, not a cord. An empty text names nothing.
     """
     text = " " + re.sub(r"[^a-z0-9%]+", " ", text.lower()) + " "
+    text = " ".join(_spelled(word, _vocabulary(classes)) for word in text.split(" "))
+    friends = [w for w in FALSE_FRIENDS if w.replace(" ", "_") not in classes and _pattern(w).search(text)]
+    for friend in friends:
+        text = _pattern(friend).sub(" ", text)
     sides = {side for side in _SIDES if f" {side} " in text or f" {side}sided " in text}
     lesions = any(_pattern(word).search(text) for word in _LESION_WORDS)
-    named, covered = [], set()
+    named, covered = [], set[str]()
     for name in classes:
         base, side = split_side(name)
         words = _words_of(name, base)
@@ -45,11 +51,11 @@ def find_mentions(text: str, classes: tuple[str, ...]) -> Mention:
         covered |= {word for word in words}
         if (hit and (side is None or not sides or side in sides)) or (lesions and is_lesion(name) and not hit):
             named.append(name)
-    others = []
+    others = friends
     for word in OTHER_ANATOMY:
         plain, _ = split_side(word.replace(" ", "_"))
         plain = plain.replace("_", " ")
-        known = any(plain in c or c in plain for c in covered)
+        known = any(f" {plain} " in f" {c} " or f" {c} " in f" {plain} " for c in covered)
         if not known and _pattern(plain).search(text):
             others.append(word)
     longest = [w for w in others if not any(w != o and w in o for o in others)]
@@ -90,6 +96,37 @@ def _words_of(name: str, base: str) -> tuple[str, ...]:
     spellings = [display(base), *WORDS.get(name, ())]
     plain = {re.sub(r"\s+", " ", re.sub(r"\b(left|right|on the)\b", " ", w)).strip() for w in spellings}
     return tuple(sorted(word for word in plain if len(word) > 2))
+
+
+def one_slip(first: str, second: str) -> bool:
+    """Whether two words differ by one letter left out, added or exchanged, or by two neighbours swapped."""
+    start = _shared(first, second)
+    first, second = first[start:], second[start:]
+    end = _shared(first[::-1], second[::-1])
+    first, second = first[: len(first) - end], second[: len(second) - end]
+    return max(len(first), len(second)) <= 1 or (len(first) == 2 and first == second[::-1])
+
+
+def _shared(first: str, second: str) -> int:
+    """How many letters two words begin with in common."""
+    pairs = enumerate(zip(first, second, strict=False))
+    return next((n for n, (a, b) in pairs if a != b), min(len(first), len(second)))
+
+
+@lru_cache(maxsize=4096)
+def _spelled(word: str, vocabulary: frozenset[str]) -> str:
+    """The word of the vocabulary that a word of the text must mean, else the word. The first letter is never wrong."""
+    if len(word) < SLIPPED - 1 or word in vocabulary or word in NO_SLIPS:
+        return word
+    return min((known for known in vocabulary if known[0] == word[0] and one_slip(word, known)), default=word)
+
+
+@lru_cache(maxsize=256)
+def _vocabulary(classes: tuple[str, ...]) -> frozenset[str]:
+    """Every word, singular and plural, that a slip is looked for in; short words stand for themselves."""
+    names = [*OTHER_ANATOMY, *(word for name in (*classes, *WORDS) for word in _words_of(name, split_side(name)[0]))]
+    words = {word for name in names for word in re.findall("[a-z]+", name.lower())}
+    return frozenset(form for word in words if len(word) >= SLIPPED for form in (word, word + "s", word + "es"))
 
 
 @lru_cache(maxsize=4096)

@@ -19,22 +19,26 @@ import torch
 from torch import nn
 
 from seg_backbone.errors import CheckpointError
+from seg_backbone.io.atomic import replacing
 from seg_backbone.labels import display
+from vlm.data.threshold import parse_threshold
 from vlm.facts import NAMES, facts_of
-from vlm.grounding import Mention
+from vlm.grounding import Mention, mentions_in
 from vlm.heads.pointer import MENTION, Pointer
+from vlm.heads.reading import Calibration, Focus, Reading
 from vlm.heads.regression import TARGETS, Quantiles
 from vlm.heads.router import Router
 from vlm.llm import DEFAULT_LLM, load_llm
 from vlm.projector import Projector
 from vlm.prompts import make_prompt
 from vlm.scene import FACTS as SCAN_FACTS
-from vlm.scene import Scene
+from vlm.scene import Scene, scene_classes
+from vlm.schema import Question
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-CONFIG, WEIGHTS, ADAPTER = "vlm.json", "heads.safetensors", "adapter"
+CONFIG, WEIGHTS, ADAPTER, CALIBRATION = "vlm.json", "heads.safetensors", "adapter", "calibration.json"
 
 
 @dataclass(frozen=True)
@@ -43,8 +47,7 @@ class VlmConfig:
 
     encoder, encoder_options: whose features these weights were trained on, see vlm.encoders. visual_channels,
     instance_channels: the encoder's. lora_rank 0: no adapter. lora_targets: linear layers, "all-linear" or names.
-    regression_scale: target -> (mean, standard deviation) in its unit. temperature: fact -> divisor of the logits that
-    calibrates them on validation.
+    regression_scale: target -> (mean, standard deviation) in its unit.
     """
 
     llm: str = DEFAULT_LLM
@@ -91,6 +94,7 @@ class VisionLanguageModel(nn.Module):
         self.pointer = Pointer(width)
         self.router = Router(width)
         self.quantiles = Quantiles(config.visual_channels, SCAN_FACTS)
+        self.calibration = Calibration()
         self._names: dict[str, torch.Tensor] = {}
         self.llm.requires_grad_(False)
 
@@ -116,7 +120,7 @@ class VisionLanguageModel(nn.Module):
         return {k: v for k, v in self.state_dict().items() if not k.startswith("llm.")}
 
     def save(self, folder: str | Path) -> Path:
-        """Write config, heads (float16) and adapter; each file under a temporary name first."""
+        """Write config, heads (float16), adapter and calibration; each file under a temporary name first."""
         from safetensors.torch import save_file
 
         folder = Path(folder)
@@ -130,6 +134,10 @@ class VisionLanguageModel(nn.Module):
             adapter = {k: v.detach().cpu().half().contiguous() for k, v in get_peft_model_state_dict(self.llm).items()}
             save_file(adapter, folder / (ADAPTER + ".part"))
             (folder / (ADAPTER + ".part")).replace(folder / f"{ADAPTER}.safetensors")
+        (folder / CALIBRATION).unlink(missing_ok=True)
+        if self.calibration.curves:
+            with replacing(folder / CALIBRATION) as temporary:
+                temporary.write_text(json.dumps(self.calibration.curves, indent=1) + "\n")
         (folder / (CONFIG + ".part")).write_text(json.dumps(asdict(self.config), indent=2) + "\n")
         (folder / (CONFIG + ".part")).replace(folder / CONFIG)
         return folder
@@ -159,6 +167,8 @@ class VisionLanguageModel(nn.Module):
                 weights = {key: value.float() for key, value in load_file(adapter).items()}
                 if set_peft_model_state_dict(model.llm, weights).unexpected_keys:
                     raise ValueError("the adapter has layers that the language model lacks")
+            if (folder / CALIBRATION).is_file():
+                model.calibration = Calibration(dict(json.loads((folder / CALIBRATION).read_text())))
         except (OSError, ValueError, TypeError, RuntimeError) as error:
             if isinstance(error, CheckpointError):
                 raise
@@ -227,6 +237,37 @@ class VisionLanguageModel(nn.Module):
         named = mention_features(scene, mention).to(state.device)
         selection = self.pointer(state, opened.items.float(), geometry, named[None])[0]
         return Scores(router, selection, out.past_key_values, out.last_hidden_state[0, -1])
+
+    def interpret(
+        self, scene: Scene, opened: Opened, question: Question, focus: Focus | None = None
+    ) -> tuple[Reading, float]:
+        """What a question asks for, and the probability that it is not about the scan.
+
+        focus: the fact and the instances are known already; then the probability of the fact is the router's, so that
+        an answer is as sure as the model agrees, and the question is about the scan.
+        """
+        mention = mentions_in(question.question, question.options, scene_classes(scene))
+        scores = self.read(scene, opened, question.question, question.options, mention)
+        selection = torch.sigmoid(scores.selection).cpu().numpy()
+        fact, probability, off_topic = route(scores.router, question.type)
+        if focus:
+            fact, off_topic = focus.fact, 0.0
+            probability = float(torch.softmax(scores.router, dim=0)[NAMES.index(fact)])
+            selection = np.array([float(instance.id in focus.instances) for instance in scene.instances])
+        reading = Reading(
+            question=question,
+            scene=scene,
+            mention=mention,
+            fact=fact,
+            fact_probability=probability,
+            selection=selection,
+            threshold=parse_threshold(question.question),
+            quantiles=self.regress(scene).get(fact) if fact in TARGETS else None,
+            score_options=lambda options: self.option_likelihoods(scores, options),
+            calibration=self.calibration,
+            lacking=focus.lacking if focus else None,
+        )
+        return reading, off_topic
 
     @torch.inference_mode()
     def option_likelihoods(self, scores: Scores, options: tuple[str, ...]) -> np.ndarray:

@@ -270,3 +270,29 @@ def test_broken_json_and_missing_file(lines, tmp_path):
 def test_a_resumed_run_replaces_its_unscored_lines(scored):
     results = scored([QUESTION], [{"unscored": "out of memory", "id": "q"}, {"id": "q", "value": 1}])
     assert values(results, "counting")["exact"] == 1.0
+
+
+def test_calibration_by_hand(scored):
+    """Confidences 0.95, 0.92 (one right, one wrong), 0.3 (wrong), 0.35 (right): two bins of two answers each."""
+    questions = [{"type": "counting", "answer": 1}] * 6 + [{"type": "measurement", "unit": "mm", "answer": 10}]
+    answers = [{"value": v, "confidence": c} for v, c in ((1, 0.95), (2, 0.92), (5, 0.31), (1, 0.35))]
+    answers += [{"value": 1}, {"abstained": True, "confidence": 0.99}, {"value": 10, "confidence": 1.0}]
+    results = scored(questions, answers)
+    own = results.metrics()["types"]["counting"]["calibration"]
+    assert own["n"] == 4 and own["ece"] == pytest.approx(0.5 * abs(0.5 - 0.935) + 0.5 * abs(0.5 - 0.33))
+    assert [(one["low"], one["high"], one["n"], one["score"]) for one in own["bins"]] == [
+        (0.3, 0.4, 2, 0.5),
+        (0.9, 1.0, 2, 0.5),
+    ]
+    everything = results.metrics()["calibration"]
+    assert everything["n"] == 5 and everything["bins"][-1]["n"] == 3
+    assert results.tables()[2].rows[0][:3] == ["model", "all", "5"]
+    silent = scored(questions[:1], [{"value": 1, "confidence": "high"}])
+    assert silent.metrics()["calibration"] == {} and len(silent.tables()) == 2
+
+
+def test_a_confidence_that_is_the_share_of_right_answers_has_no_calibration_error(scored):
+    questions = [{"type": "classification", "options": ["yes", "no"], "answer": "yes"}] * 10
+    answers = [{"choice": "yes" if n < 8 else "no", "confidence": 0.8} for n in range(10)]
+    calibration = scored(questions, answers).metrics()["calibration"]
+    assert calibration["ece"] == pytest.approx(0, abs=1e-12) and calibration["bins"][0]["low"] == 0.7

@@ -101,12 +101,16 @@ def test_instruction_trains_the_adapter_and_learns(config: StageConfig, tmp_path
         config, output=tmp_path / "instruct", steps=50, learning_rate=5e-3, validate_every=50, invented=0.0
     )
     folder = train_instruction(settings, report=rows.append)
-    assert rows[-1]["router"] < rows[0]["router"], "the router learns"
-    assert set(rows[-1]["validation"]) == {"real router", "real selection", "invented router", "invented selection"}  # type: ignore[call-overload]
+    *steps, last = rows
+    assert steps[-1]["router"] < steps[0]["router"], "the router learns"
+    assert set(steps[-1]["validation"]) == {"real router", "real selection", "invented router", "invented selection"}  # type: ignore[call-overload]
     adapter = load_file(folder / "adapter.safetensors")
     moved = [key for key, value in adapter.items() if "lora_B" in key and value.abs().sum() > 0]
     assert moved, "lora_B starts at zero and must have moved"
-    assert VisionLanguageModel.load(folder).config.regression_scale is not None
+    again = VisionLanguageModel.load(folder)
+    assert again.config.regression_scale is not None
+    assert last["calibration"]["nll_after"] <= last["calibration"]["nll_before"]  # type: ignore[call-overload,index]
+    assert again.calibration.curves["*"] > 0, "one temperature at least"  # type: ignore[operator]
 
 
 def test_configuration_files(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""`vlm chat [SCAN]`: a conversation with a scan. Streams, keeps a history, understands /commands."""
+"""`vlm chat [SCAN]`: a conversation with a scan. Streams, understands follow-ups and /commands."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import typer
 HELP = """/open FILE   another scan
 /findings    what was found
 /json        switch between text and JSON answers
+/reset       forget the questions asked so far
 /save DIR    mask, overlay and the conversation
 /help        this list
 /quit        leave (Ctrl-D too)"""
@@ -30,15 +31,15 @@ def chat(
     from seg_backbone.errors import InputError
     from seg_backbone.io import read_volume
     from vlm.cli.show import evidence_lines, print_answer, save_answer
-    from vlm.infer.engine import Engine, Scan
+    from vlm.infer.conversation import Conversation
+    from vlm.infer.engine import Engine
     from vlm.schema import Answer
 
     first = read_volume(scan, modality) if scan else None
     interactive = sys.stdin.isatty()
     engine = Engine.load(model, device)
-    opened: Scan | None = engine.open(first) if first else None
-    history: list[dict[str, object]] = []
-    as_json, last = False, None
+    talk = Conversation(engine, engine.open(first)) if first else None
+    as_json = False
     if interactive:
         typer.echo(f"{scan or 'No scan yet: /open FILE'}. Ask, or /help.")
     while True:
@@ -55,37 +56,37 @@ def chat(
             if command == "/help":
                 typer.echo(HELP)
             elif command == "/open":
-                opened = engine.open(read_volume(Path(rest.strip()).expanduser(), modality))
-                history, last = [], None
+                talk = Conversation(engine, engine.open(read_volume(Path(rest.strip()).expanduser(), modality)))
                 typer.echo(f"opened {rest.strip()}")
             elif command == "/json":
                 as_json = not as_json
                 typer.echo(f"JSON answers {'on' if as_json else 'off'}")
-            elif opened is None:
+            elif talk is None:
                 typer.echo("No scan yet: /open FILE")
+            elif command == "/reset":
+                talk.reset()
+                typer.echo("Starting afresh.")
             elif command == "/save":
-                if last is None:
+                if not talk.turns:
                     typer.echo("Nothing asked yet.")
                     continue
                 folder = Path(rest.strip() or "chat").expanduser()
-                save_answer(opened, last, folder)
+                save_answer(talk.scan, talk.turns[-1].answer, folder)
+                history = [turn.to_json() for turn in talk.turns]
                 (folder / "history.json").write_text(json.dumps(history, indent=1) + "\n")
                 typer.echo(f"saved to {folder}")
             elif command.startswith("/") and command != "/findings":
                 typer.echo(f"Unknown command {command}; /help lists them.")
             else:
                 question = "Describe the findings." if command == "/findings" else line
-                for piece in engine.stream(opened, question):
-                    if isinstance(piece, Answer):
-                        last = piece
-                    elif not as_json:
-                        typer.echo(piece, nl=False)
-                assert last is not None
-                history.append({"question": question, "answer": last.to_json()})
-                if as_json:
-                    print_answer(last, True)
-                else:
-                    typer.echo("".join(f"\n  {text}" for text in evidence_lines(last)))
+                for piece in talk.stream(question):
+                    if not isinstance(piece, Answer):
+                        if not as_json:
+                            typer.echo(piece, nl=False)
+                    elif as_json:
+                        print_answer(piece, True)
+                    else:
+                        typer.echo("".join(f"\n  {text}" for text in evidence_lines(piece)))
         except InputError as error:
             typer.echo(f"error: {error}", err=True)
         except KeyboardInterrupt:

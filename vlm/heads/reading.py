@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from scipy.special import expit, logit
 
 from seg_backbone.labels import display
 from seg_backbone.lesions import Instance
@@ -16,6 +17,39 @@ from vlm.scene import Scene
 from vlm.schema import Question
 
 SELECT = 0.5  # pointer probability from which an instance is selected
+ALL_FACTS = "*"  # the calibration of facts that have none of their own
+CLIP = 1e-4  # confidences are this far from 0 and 1 before their log-odds are taken
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How sure an answer is, from how sure the model says to be; see vlm/train/calibrate.py.
+
+    curves: fact, or ALL_FACTS -> a temperature, the divisor of the log-odds, or the (stated, calibrated) points of a
+    rising curve. Without a curve a confidence stays as it is.
+    """
+
+    curves: dict[str, float | tuple[list[float], list[float]]] = field(default_factory=dict)
+
+    def __call__(self, fact: str, confidence: float) -> float:
+        """The calibrated confidence, in [0, 1]."""
+        curve = self.curves.get(fact, self.curves.get(ALL_FACTS))
+        if curve is None:
+            return confidence
+        if isinstance(curve, int | float):
+            return float(expit(logit(np.clip(confidence, CLIP, 1 - CLIP)) / curve))
+        return float(np.interp(confidence, *curve))
+
+
+@dataclass(frozen=True)
+class Focus:
+    """What a conversation knows about a question before it is read. fact: one of vlm.facts.NAMES. instances: ids of
+    those meant, () where the scan has none of them. lacking: then their name, in the singular.
+    """
+
+    fact: str
+    instances: tuple[int, ...]
+    lacking: str | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,7 +57,8 @@ class Reading:
     """fact and its probability; selection (K,) pointer probability of each of the scene's instances.
 
     quantiles: (0.1, 0.5, 0.9) quantiles of a regressed value, in the fact's unit, or None. score_options: the options'
-    probabilities by the language model's likelihood, computed only when a head asks.
+    probabilities by the language model's likelihood, computed only when a head asks. lacking: the name of what is
+    asked about, where a conversation knows that the scan has none. calibration: of the confidence.
     """
 
     question: Question
@@ -35,6 +70,8 @@ class Reading:
     threshold: Threshold | None = None
     quantiles: tuple[float, float, float] | None = None
     score_options: Callable[[tuple[str, ...]], np.ndarray] = field(default=lambda options: np.zeros(len(options)))
+    lacking: str | None = None
+    calibration: Calibration = field(default_factory=Calibration)
 
     def selected(self) -> list[Instance]:
         """The instances meant, most probable first, after a size threshold in the question's words."""
@@ -54,14 +91,18 @@ class Reading:
     def confidence(self, instances: list[Instance]) -> float:
         """Probability that fact, selection and masks are all right, taken as independent.
 
-        The selection counts with its least certain instance; the masks with the mean foreground probability.
+        The selection counts with its least certain instance; fact and selection are calibrated together; the masks
+        count with the mean foreground probability.
         """
         certainty = float(np.maximum(self.selection, 1 - self.selection).min(initial=1.0))
         found = [i.probability for i in instances if i.probability is not None]
-        return self.fact_probability * certainty * (float(np.mean(found)) if found else 1.0)
+        read = self.calibration(self.fact, self.fact_probability * certainty)
+        return read * (float(np.mean(found)) if found else 1.0)
 
     def thing(self) -> str:
         """What the question is about, in words: "left parotid gland", "tumour", or "structure"."""
+        if self.lacking:
+            return self.lacking
         names = self.mention.classes
         if len(names) == 1:
             return display(names[0])

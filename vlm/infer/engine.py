@@ -16,16 +16,13 @@ from seg_backbone.io import read_mask
 from seg_backbone.lesions import Instances, find_instances
 from seg_backbone.predict import Segmentation, Segmenter, as_volume
 from seg_backbone.volume import Mask, Volume, require_same_grid
-from vlm.data.threshold import parse_threshold
 from vlm.encoders import Encoder, build_encoder
 from vlm.facts import FACTS
-from vlm.grounding import mentions_in
 from vlm.heads import decode
-from vlm.heads.reading import Reading
-from vlm.heads.regression import TARGETS
+from vlm.heads.reading import Focus, Reading
 from vlm.infer.scope import refusal
-from vlm.model import CONFIG, Opened, VisionLanguageModel, route
-from vlm.scene import Scene, build_scene, scene_classes
+from vlm.model import CONFIG, Opened, VisionLanguageModel
+from vlm.scene import Scene, build_scene
 from vlm.schema import Answer, Question, check_type
 
 SHIPPED = Path(__file__).parents[1] / "weights"
@@ -105,11 +102,15 @@ class Engine:
 
         Raises QuestionError for an unknown type. Everything else that cannot be answered is an abstention.
         """
-        started = time.perf_counter()
         if isinstance(question, str):
             check_type(type, "question")
             question = Question("question", scan.volume.source, question, type, tuple(options))
-        reading, off_topic = self._read(scan, question)
+        return self.reply(scan, question)[0]
+
+    def reply(self, scan: Scan, question: Question, focus: Focus | None = None) -> tuple[Answer, Reading]:
+        """The answer and how the question was read. focus: what a conversation knows about the question already."""
+        started = time.perf_counter()
+        reading, off_topic = self.model.interpret(scan.scene, scan.opened, question, focus)
         kind = question.type if question.type not in (None, "open") else FACTS[reading.fact].kind
         reason = refusal(scan.scene, reading.mention, reading.fact, off_topic, scan.given_mask)
         if reason:
@@ -118,31 +119,16 @@ class Engine:
         else:
             parts = decode(reading)
         seconds = time.perf_counter() - started
-        return Answer(id=question.id, type=str(kind), seconds=seconds, model=self.version, **parts)
+        return Answer(id=question.id, type=str(kind), seconds=seconds, model=self.version, **parts), reading
 
     def stream(self, scan: Scan, question: str | Question) -> Iterator[str | Answer]:
         """The words of the answer's text one by one, then the Answer itself."""
-        answer = self.ask(scan, question)
-        words = answer.text.split(" ")
-        for number, word in enumerate(words):
-            yield word if number == len(words) - 1 else word + " "
-        yield answer
+        yield from spoken(self.ask(scan, question))
 
-    def _read(self, scan: Scan, question: Question) -> tuple[Reading, float]:
-        scene = scan.scene
-        mention = mentions_in(question.question, question.options, scene_classes(scene))
-        scores = self.model.read(scene, scan.opened, question.question, question.options, mention)
-        fact, probability, off_topic = route(scores.router, question.type)
-        quantiles = self.model.regress(scene).get(fact) if fact in TARGETS else None
-        reading = Reading(
-            question=question,
-            scene=scene,
-            mention=mention,
-            fact=fact,
-            fact_probability=probability,
-            selection=torch.sigmoid(scores.selection).cpu().numpy(),
-            threshold=parse_threshold(question.question),
-            quantiles=quantiles,
-            score_options=lambda options: self.model.option_likelihoods(scores, options),
-        )
-        return reading, off_topic
+
+def spoken(answer: Answer) -> Iterator[str | Answer]:
+    """The words of the answer's text one by one, then the Answer itself."""
+    words = answer.text.split(" ")
+    for number, word in enumerate(words):
+        yield word if number == len(words) - 1 else word + " "
+    yield answer

@@ -22,11 +22,13 @@ from vlm.data.wordings import Wordings, read_wordings
 from vlm.encoders import build_encoder
 from vlm.facts import FACTS, NAMES
 from vlm.grounding import mentions_in
+from vlm.heads.reading import Calibration
 from vlm.heads.regression import TARGETS, quantile_loss
 from vlm.llm import DEFAULT_LLM
 from vlm.model import VisionLanguageModel, mention_features, quantile_inputs, route
 from vlm.scene import scene_classes
 from vlm.schema import Question
+from vlm.train.calibrate import calibrate
 from vlm.train.examples import Example, invent, load_examples, questions_about
 
 MASKED = ("detection", "counting", "measurement", "multilabel")
@@ -42,7 +44,8 @@ class StageConfig:
     masks. encoder, encoder_options: see vlm.encoders; alignment chooses, instruction keeps its choice. cases: at most
     this many training cases a dataset. pack: questions behind one scene. invented: share of scenes that are invented.
     accumulate: packs a step. hide_mentions: share of questions whose lexical match is hidden from the pointer, so that
-    it learns to read.
+    it learns to read. calibration: how confidences are calibrated on the validation cases once the adapter is trained,
+    "temperature" or "isotonic" (vlm.train.calibrate); without one, or without such cases, they are not.
     """
 
     data: Path
@@ -67,6 +70,7 @@ class StageConfig:
     hide_mentions: float = 0.3
     validate_every: int = 200
     checkpoint_minutes: float = 3.0
+    calibration: str | None = "temperature"
     seed: int = 0
     threads: int = 2
     loss_weights: dict[str, float] = field(
@@ -107,6 +111,7 @@ def run_stage(
     torch.manual_seed(config.seed)
     config.output.mkdir(parents=True, exist_ok=True)
     encoder = build_encoder(model.config.encoder, Segmenter.load(config.segmentation), model.config.encoder_options)
+    model.calibration = Calibration()  # what was fitted to other weights
     cache, wordings = config.output.parent / "features", read_wordings()
     common = (config.data, config.datasets, config.split)
     train = load_examples(*common, "training", encoder, cache, config.cases, progress)
@@ -177,7 +182,13 @@ def run_stage(
                 temporary.replace(checkpoint)
                 saved = time.monotonic()
     model.eval()
-    return model.save(config.output / "model")
+    folder = model.save(config.output / "model")
+    if config.calibration and adapter and held:
+        figures = calibrate(model, held, wordings, config.calibration, config.seed)
+        model.save(folder)
+        if report:
+            report({"step": config.steps, "calibration": figures})
+    return folder
 
 
 def pack_losses(

@@ -1,0 +1,278 @@
+"""Follow-ups: what a line means after earlier turns, and that it is answered as the full question is."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from phantoms import LABELS
+from typer.testing import CliRunner
+
+from vlm.cli import app
+from vlm.data.wordings import enumerate_things, placeholders, read_wordings
+from vlm.facts import FACTS, NAMES
+from vlm.heads.reading import Focus
+from vlm.infer.conversation import ASK, PAIRS, Conversation, Turn, name_in, resolve
+from vlm.infer.engine import Engine, Scan
+from vlm.scene import Scene
+from vlm.schema import Answer, Question
+
+LARGE, MIDDLE, SMALL, RIGHT, LEFT = 1, 2, 3, 4, 5  # the phantom's instances: tumours left, right, right, two parotids
+MEASURED = tuple(name for name, fact in FACTS.items() if fact.attribute)
+FOLLOW_UPS = {
+    "long_axis": ("how long is it?", "And its longest diameter?"),
+    "short_axis": ("its width?", "how wide is it"),
+    "diameter_3d": ("and the 3D diameter?", "What is its largest 3D diameter?"),
+    "craniocaudal": ("how tall is it?", "and its craniocaudal extent"),
+    "volume": ("and its volume?", "Volume?", "how many ml is it?", "What about its volume, please?"),
+    "intensity": ("how dense is it?", "Its mean HU?"),
+    "side": ("which side?", "Is it left or right?", "and the side?"),
+    "box": ("where is it?", "And where is that one located?"),
+}
+
+
+@pytest.fixture(scope="module")
+def scan(engine: Engine, phantom_files: Path) -> Scan:
+    return engine.open(phantom_files / "scan_0000.nii.gz", phantom_files / "masks" / "scan.nii.gz", LABELS)
+
+
+def turn(scene: Scene, fact: str, *ids: int, target: int | None = None) -> Turn:
+    """A turn about the instances with these ids."""
+    subject, other = (tuple(i for i in scene.instances if i.id in some) for some in (ids, (target,)))
+    return Turn("?", "?", Answer("", "", ""), fact, subject, other, tuple(i.label for i in subject))
+
+
+class Oracle(Engine):
+    """Reads the questions it was told of as told; for any other the readings of an untrained model."""
+
+    def __init__(self, engine: Engine, known: dict[str, tuple[str, tuple[int, ...]]]) -> None:
+        super().__init__(engine.model, engine.segmenter, engine.version)
+        self.known = known
+
+    def reply(self, scan, question, focus=None):  # type: ignore[no-untyped-def]
+        if focus is None and question.question in self.known:
+            focus = Focus(*self.known[question.question])
+        return super().reply(scan, question, focus)
+
+
+def full(scene: Scene, fact: str, *ids: int) -> str:
+    names = [f"the {name_in(scene, i)}" for n in ids for i in scene.instances if i.id == n]
+    return ASK[fact].format(things=names[0], target=names[-1])
+
+
+def said(answer: Answer) -> dict[str, object]:
+    """What an answer says, without what it took."""
+    return answer.to_json() | {"seconds": 0, "confidence": 0}
+
+
+@pytest.mark.parametrize(("first_fact", "start"), [("volume", LARGE), ("box", SMALL), ("side", LEFT)])
+def test_a_follow_up_says_what_the_full_question_says(engine: Engine, scan: Scan, first_fact: str, start: int) -> None:
+    scene = scan.scene
+    told = {full(scene, f, i.id): (f, (i.id,)) for f in FOLLOW_UPS for i in scene.instances}
+    oracle = Oracle(engine, told)
+    talk = Conversation(oracle, scan)
+    talk.ask(full(scene, first_fact, start))
+    for fact, lines in FOLLOW_UPS.items():
+        expected = said(oracle.ask(scan, full(scene, fact, start)))
+        for line in lines:  # each leans on the one before
+            given = said(talk.ask(line))
+            assert given == expected, (fact, line)
+            assert talk.turns[-1].asked == full(scene, fact, start)
+
+
+@pytest.mark.parametrize("fact", MEASURED)
+def test_another_one_goes_on_with_the_fact(scan: Scan, fact: str) -> None:
+    scene, about = scan.scene, turn(scan.scene, fact, LARGE)
+    for line, wanted in [
+        ("and the second largest?", MIDDLE),
+        ("what about the smallest one?", SMALL),
+        ("the third", SMALL),
+        ("and the left one?", LARGE),
+        ("What about the left parotid gland?", LEFT),
+        ("and the parotid on the right?", RIGHT),
+    ]:
+        found = resolve(line, [about], scene)
+        assert found and found.text == full(scene, fact, wanted) and found.fact == fact, line
+    parotid = resolve("and the left one?", [turn(scene, fact, RIGHT)], scene)
+    other = resolve("the other one?", [turn(scene, fact, LEFT)], scene)
+    assert parotid and other and [parotid.subject[0].id, other.subject[0].id] == [LEFT, RIGHT]
+
+
+@pytest.mark.parametrize(
+    ("before", "line", "fact", "ids"),
+    [
+        (LARGE, "compare with the second largest", "larger", (LARGE, MIDDLE)),
+        (SMALL, "Is it larger than the largest one?", "larger", (LARGE, SMALL)),
+        (RIGHT, "which one is larger?", "larger", (RIGHT, LEFT)),
+        (LARGE, "how far is it from the left parotid?", "distance", (LARGE, LEFT)),
+        (SMALL, "Distance to the second largest?", "distance", (SMALL, MIDDLE)),
+        (MIDDLE, "What is the distance between it and the right parotid gland?", "distance", (MIDDLE, RIGHT)),
+        (LEFT, "how far apart are they?", "distance", (LEFT, RIGHT)),
+    ],
+)
+def test_pairs(engine: Engine, scan: Scan, before: int, line: str, fact: str, ids: tuple[int, int]) -> None:
+    asked = full(scan.scene, "volume", before)
+    talk = Conversation(Oracle(engine, {asked: ("volume", (before,))}), scan)
+    talk.ask(asked)
+    answer = talk.ask(line)
+    whole, _ = engine.reply(scan, Question("question", "phantom", full(scan.scene, fact, *ids)), Focus(fact, ids))
+    assert {e["instance"] for e in answer.evidence} == set(ids) and talk.turns[-1].fact == fact
+    assert (answer.value, answer.evidence) == (whole.value, whole.evidence)
+
+
+def test_a_comparison_of_two_tumours_tells_them_apart(engine: Engine, scan: Scan) -> None:
+    talk = Conversation(Oracle(engine, {"?": ("volume", (MIDDLE,))}), scan)
+    talk.ask("?")
+    answer = talk.ask("compare it with the largest")
+    assert answer.choice == "largest tumour"
+    assert answer.text == "The largest tumour is larger: 4.1 ml against 1.7 ml for the second largest tumour."
+
+
+def test_a_distance_keeps_its_subject_and_changes_its_end(scan: Scan) -> None:
+    first = turn(scan.scene, "distance", LARGE, target=LEFT)
+    for line, pair in [("and from the right parotid?", (LARGE, RIGHT)), ("and the second largest?", (MIDDLE, LEFT))]:
+        found = resolve(line, [first], scan.scene)
+        assert found and (found.subject[0].id, found.target[0].id) == pair
+
+
+def test_after_a_distance_of_two_and_a_comparison(scan: Scan) -> None:
+    both = turn(scan.scene, "distance", LARGE, RIGHT)
+    assert resolve("the smallest", [both], scan.scene) is None
+    end = resolve("and the left parotid gland?", [both], scan.scene)
+    assert end and (end.subject[0].id, end.target[0].id) == (LARGE, LEFT)
+    far = resolve("and the larynx?", [both], scan.scene)
+    assert far and far.lacking == "larynx"
+    larger = resolve("and the smallest?", [turn(scan.scene, "larger", LARGE)], scan.scene)
+    assert larger and (larger.subject[0].id, larger.target[0].id) == (LARGE, SMALL)
+
+
+@pytest.mark.parametrize(
+    ("line", "fact", "ids"),
+    [
+        ("where are they?", "box", (LARGE, MIDDLE, SMALL)),
+        ("how many of them are larger than 1 ml?", "count", (LARGE, MIDDLE, SMALL)),
+        ("and on the right?", "count", (MIDDLE, SMALL)),
+        ("which one is the largest?", "box", (LARGE,)),
+        ("the smallest one?", "box", (SMALL,)),
+    ],
+)
+def test_several(scan: Scan, line: str, fact: str, ids: tuple[int, ...]) -> None:
+    found = resolve(line, [turn(scan.scene, "count", LARGE, MIDDLE, SMALL)], scan.scene)
+    assert found and found.fact == fact and tuple(i.id for i in found.subject) == ids
+
+
+def test_thresholds_stay_in_the_full_question(engine: Engine, scan: Scan) -> None:
+    talk = Conversation(Oracle(engine, {"?": ("count", (LARGE, MIDDLE, SMALL))}), scan)
+    assert talk.ask("?").value == 3
+    assert talk.ask("and how many of them are larger than 1 ml?").value == 2
+    assert talk.ask("How many are over 1.8 cc?").value == 1
+    assert talk.ask("the largest one?").boxes
+    assert talk.ask("is it larger than 5 ml?").choice == "no"
+
+
+def test_what_may_be_several_is_asked_back_and_the_reply_goes_on(engine: Engine, scan: Scan) -> None:
+    talk = Conversation(Oracle(engine, {"?": ("count", (LARGE, MIDDLE, SMALL))}), scan)
+    talk.ask("?")
+    back = talk.ask("how many ml is it?")
+    assert back.abstained and "several" in (back.reason or "") and back.type == "measurement"
+    assert back.text == "Which one do you mean: the largest tumour, the second largest tumour or the smallest tumour?"
+    answer = talk.ask("the second largest")
+    assert answer.value == pytest.approx(1.728) and answer.unit == "ml"
+    assert talk.ask("how far is it from the other one?").abstained
+    assert talk.ask("the left one").value == pytest.approx(
+        float(np.linalg.norm(np.subtract(*(scan.scene.instances[n].center_mm for n in (0, 1))))), abs=1e-3
+    )
+
+
+def test_what_the_scan_lacks(engine: Engine, scan: Scan) -> None:
+    talk = Conversation(Oracle(engine, {"?": ("volume", (LARGE,))}), scan)
+    talk.ask("?")
+    for line, name in [("how far is it from the brainstem?", "brainstem"), ("and from the liver?", "liver")]:
+        far = talk.ask(line)
+        assert far.abstained and far.value is None and f"the {name}" in (far.reason or "")
+    assert talk.ask("and its volume?").value == pytest.approx(4.096), "the talk is still about the tumour"
+    assert "liver" in (talk.ask("and the liver?").reason or "")
+    assert "liver" in (talk.ask("which side?").reason or ""), "the liver is what was spoken of last"
+    talk.reset()
+    talk.ask("?")
+    assert "fifth largest tumour" in (talk.ask("and the fifth?").reason or "")
+    right = replace(scan, scene=replace(scan.scene, instances=[i for i in scan.scene.instances if i.id != LARGE]))
+    found = resolve("is there one on the left?", [turn(right.scene, "count", MIDDLE, SMALL)], right.scene)
+    alone = replace(scan.scene, instances=[i for i in scan.scene.instances if i.id in (LARGE, LEFT)])
+    other = resolve("the other one?", [turn(alone, "volume", LARGE)], alone)
+    assert other and other.lacking == "other tumour"
+    assert found and found.subject == () and found.lacking == "left-sided tumour"
+
+
+def test_without_a_turn_before_or_after_a_reset_a_line_is_asked_alone(engine: Engine, scan: Scan) -> None:
+    oracle = Oracle(engine, {"?": ("volume", (LARGE,))})
+    talk = Conversation(oracle, scan)
+    alone = said(engine.ask(scan, "and its volume?"))
+    assert said(talk.ask("and its volume?")) == alone
+    talk.reset()
+    talk.ask("?")
+    assert talk.ask("and its volume?").value == pytest.approx(4.096)
+    talk.reset()
+    assert talk.turns == [] and said(talk.ask("and its volume?")) == alone
+
+
+LATER = [
+    "Is it a CT or an MR?",
+    "What is the volume of its necrotic core?",
+    "Is there a larynx?",
+    "the volume of the left frobnicator",
+    "How large is the tumour in this scan?",
+    "What is the distance from it to the carina?",
+    "thanks",
+    "",
+]
+
+
+@pytest.mark.parametrize("line", LATER)
+def test_what_is_not_understood_in_full_is_no_follow_up(scan: Scan, line: str) -> None:
+    follow = resolve(line, [turn(scan.scene, "volume", LARGE)], scan.scene)
+    assert follow is None
+
+
+@pytest.mark.parametrize("part", ["train", "heldout"])
+def test_no_full_question_is_taken_for_a_follow_up(scan: Scan, part: str) -> None:
+    wordings = read_wordings()
+    slots = {"thing": "the largest tumour", "noun": "left parotid gland", "some": "a tumour on the left"}
+    slots |= {"things": "tumours", "list": enumerate_things(["the larynx", "the left parotid"]), "size": "over 5 ml"}
+    slots |= {"a": "the left parotid gland", "b": "the smallest tumour"}
+    turns = [turn(scan.scene, fact, LARGE) for fact in ("volume", "distance")]
+    for fact, before in itertools.product(FACTS, turns):
+        for wording in wordings.facts[fact][part]:
+            text = wording.format(**{name: slots[name] for name in placeholders(wording)})
+            follow = resolve(text, [before], scan.scene)
+            assert follow is None, text
+
+
+def test_confidence_of_a_follow_up_is_the_routers(engine: Engine, scan: Scan) -> None:
+    question = Question("question", "phantom", "What is the volume of the largest tumour?")
+    answer, reading = engine.reply(scan, question, Focus("volume", (LARGE,)))
+    scores = engine.model.read(scan.scene, scan.opened, question.question, (), reading.mention)
+    assert answer.confidence == pytest.approx(float(torch.softmax(scores.router, 0)[NAMES.index("volume")]))
+
+
+def test_stream_and_chat(
+    engine: Engine, scan: Scan, phantom_files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    oracle = Oracle(engine, {"How big is the largest tumour?": ("long_axis", (LARGE,))})
+    oracle.open = lambda volume: scan  # type: ignore[method-assign,assignment]
+    *words, last = Conversation(oracle, scan).stream("How big is the largest tumour?")
+    assert isinstance(last, Answer) and "".join(map(str, words)) == last.text
+    monkeypatch.setattr(Engine, "load", staticmethod(lambda name, device: oracle))
+    lines = ["How big is the largest tumour?", "and its volume?", f"/save {tmp_path}", "/reset", f"/save {tmp_path}"]
+    done = CliRunner().invoke(app, ["chat", str(phantom_files / "scan_0000.nii.gz")], input="\n".join(lines) + "\n")
+    assert done.exit_code == 0, done.output
+    assert "The largest tumour has a volume of 4.1 ml." in done.output and "Nothing asked yet." in done.output
+    history = json.loads((tmp_path / "history.json").read_text())
+    assert history[1]["question"] == "and its volume?" and history[1]["answer"]["value"] == pytest.approx(4.096)
+    assert history[1]["asked"] == "What is the volume of the largest tumour?" and "asked" not in history[0]
+    assert set(PAIRS) < set(ASK)
