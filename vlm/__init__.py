@@ -11,11 +11,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from vlm.infer.conversation import Conversation
     from vlm.infer.engine import Engine
     from vlm.schema import Answer, Question
 
-__all__ = ["Answer", "Engine", "Question"]
-_HOMES = {"Engine": "vlm.infer.engine", "Answer": "vlm.schema", "Question": "vlm.schema"}
+__all__ = ["Answer", "Conversation", "Engine", "Question"]
+_HOMES = {
+    "Answer": "vlm.schema",
+    "Conversation": "vlm.infer.conversation",
+    "Engine": "vlm.infer.engine",
+    "Question": "vlm.schema",
+}
 
 
 def __getattr__(name: str) -> Any:

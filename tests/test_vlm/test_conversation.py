@@ -51,7 +51,7 @@ class Oracle(Engine):
     """Reads the questions it was told of as told; for any other the readings of an untrained model."""
 
     def __init__(self, engine: Engine, known: dict[str, tuple[str, tuple[int, ...]]]) -> None:
-        super().__init__(engine.model, engine.segmenter, engine.version)
+        super().__init__(engine.model, engine.segmenter, engine.encoder, engine.version)
         self.known = known
 
     def reply(self, scan, question, focus=None):  # type: ignore[no-untyped-def]

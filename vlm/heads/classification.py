@@ -94,10 +94,11 @@ def _larger(reading: Reading) -> dict[str, Any]:
     if len(order) < 2 or reading.selection[order].min() < 0.25:
         return none_found(reading)
     pair = sorted((reading.scene.instances[n] for n in order), key=lambda i: -i.volume_ml)
-    text = (
-        f"The {display(pair[0].label)} is larger: {pair[0].volume_ml:.1f} ml"
-        f" against {pair[1].volume_ml:.1f} ml for the {display(pair[1].label)}."
-    )
+    first, second = (display(instance.label) for instance in pair)
+    volumes = tuple(f"{instance.volume_ml:.1f} ml" for instance in pair)
+    text = f"The {first} is larger: {volumes[0]} against {volumes[1]} for the {second}."
+    if first == second:
+        text = f"The larger {first} has {volumes[0]}, the other {volumes[1]}."
     value = pair[0].label
     if reading.question.options and match_option(value, reading.question.options) is None:
         value = pair[0].side
