@@ -32,8 +32,8 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--split", type=Path, default=Path("configs/split.json"))
     parser.add_argument("-o", "--output", type=Path, default=Path("runs/validation"))
-    parser.add_argument("--per-case", type=int, default=8, help="questions a case")
-    parser.add_argument("--no-image-limit", type=int, default=200, help="questions for the model without the image")
+    parser.add_argument("--per-case", type=int, default=6, help="questions a case")
+    parser.add_argument("--no-image-limit", type=int, default=100, help="questions for the model without the image")
     parser.add_argument("--only", choices=("masks", "answers"), help="one half")
     given = parser.parse_args()
     if given.only != "answers":
