@@ -17,6 +17,7 @@ from seg_backbone.errors import ConfigError
 from seg_backbone.predict import Segmenter
 from vlm.data.wordings import read_wordings
 from vlm.encoders.backbone import SegmentationEncoder
+from vlm.facts import FACTS
 from vlm.model import VisionLanguageModel
 from vlm.train import loop
 from vlm.train.examples import invent, load_examples, questions_about
@@ -62,6 +63,8 @@ def test_invented_scenes_are_consistent(config: StageConfig, tmp_path: Path) -> 
     again = load_examples(SCANS, config.datasets, every, "training", encoder, tmp_path, 4)
     assert all((a.scene.visual == b.scene.visual).all() for a, b in zip(pool, again, strict=True)), "from the cache"
     wordings, counts = read_wordings(), set()
+    asked = {q.extra["fact"] for e in pool for q in questions_about(e, wordings, Random(0), 200, "train")}
+    assert asked >= {*FACTS} - {"larger"}, "every fact is taught; one of two to compare needs two things"
     for seed in range(30):
         random = Random(seed)
         example = invent(pool, wordings.extra_names, random)

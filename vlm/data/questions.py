@@ -151,7 +151,8 @@ def generate(
             per_case=per_case,
             absent=(absent or {}).get(files.dataset, ()),
             image=files.image.relative_to(base).as_posix(),
-            ct=ct,
+            fat=fat_percent(ct) if ct is not None else None,
+            fat_from="this scan" if ct is volume else "paired CT",
             include_open=include_open,
         )
     if progress:
@@ -168,22 +169,23 @@ def questions_of_case(
     per_case: int = 16,
     absent: Sequence[str] = (),
     image: str | None = None,
-    ct: Volume | None = None,
+    fat: float | None = None,
+    fat_from: str = "this scan",
     include_open: bool = False,
 ) -> list[Question]:
     """At most `per_case` questions about one case: every fact in turn, in random order, until all is asked.
 
     instances: of the reference mask; none for a case without a mask, about which only the scan itself is asked.
     part: of the wordings. absent: canonical classes known not to be in view. image: what to write as the path, the
-    scan's own by default. ct: the CT of the same patient that tells the share of fat. include_open: `findings` and
-    `off_topic` too, which have no reference answer.
+    scan's own by default. fat: share of the body, in per cent; fat_from: where it was measured. include_open: `findings`
+    and `off_topic` too, which have no reference answer.
     """
     scene = Scene(
         things=_things(files, list(instances), absent, wordings),
         modality=volume.modality,
         region=files.region,
-        fat=fat_percent(ct) if ct is not None else None,
-        fat_from="this scan" if ct is volume else "paired CT",
+        fat=fat,
+        fat_from=fat_from,
         wordings=wordings,
         part=part,
         random=random,

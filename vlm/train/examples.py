@@ -78,6 +78,7 @@ def questions_about(example: Example, wordings: Wordings, random: Random, count:
         random,
         per_case=count,
         absent=example.absent,
+        fat=example.fat,
         include_open=True,
     )
 
