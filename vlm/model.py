@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import itertools
 import json
+import warnings
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -113,7 +114,9 @@ class VisionLanguageModel(nn.Module):
             lora_dropout=0.05,
             task_type="CAUSAL_LM",
         )
-        self.llm = get_peft_model(self.llm, lora)
+        with warnings.catch_warnings():  # peft asks transformers for an attribute that was renamed
+            warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
+            self.llm = get_peft_model(self.llm, lora)
 
     def head_state(self) -> dict[str, torch.Tensor]:
         """Every weight but the language model's."""

@@ -177,8 +177,8 @@ def questions_of_case(
 
     instances: of the reference mask; none for a case without a mask, about which only the scan itself is asked.
     part: of the wordings. absent: canonical classes known not to be in view. image: what to write as the path, the
-    scan's own by default. fat: share of the body, in per cent; fat_from: where it was measured. include_open: `findings`
-    and `off_topic` too, which have no reference answer.
+    scan's own by default. fat: share of the body, in per cent; fat_from: where it was measured. include_open:
+    `findings` and `off_topic` too, which have no reference answer.
     """
     scene = Scene(
         things=_things(files, list(instances), absent, wordings),
