@@ -63,7 +63,7 @@ def test_invented_scenes_are_consistent(config: StageConfig, tmp_path: Path) -> 
     again = load_examples(SCANS, config.datasets, every, "training", encoder, tmp_path, 4)
     assert all((a.scene.visual == b.scene.visual).all() for a, b in zip(pool, again, strict=True)), "from the cache"
     wordings, counts = read_wordings(), set()
-    asked = {q.extra["fact"] for e in pool for q in questions_about(e, wordings, Random(0), 200, "train")}
+    asked = {q.extra["fact"] for e in pool for q in questions_about(e, wordings, Random(0), 40, "train")}
     assert asked >= {*FACTS} - {"larger"}, "every fact is taught; one of two to compare needs two things"
     for seed in range(30):
         random = Random(seed)
