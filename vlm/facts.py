@@ -41,12 +41,31 @@ FACTS: dict[str, Fact] = {
     "off_topic": Fact("open"),  # not about the scan: abstain
 }
 NAMES = tuple(FACTS)
+# unit asked for -> (unit it is measured in, factor)
+UNITS: dict[str, tuple[str, float]] = {
+    "mm": ("mm", 1.0),
+    "cm": ("mm", 0.1),
+    "ml": ("ml", 1.0),
+    "cc": ("ml", 1.0),
+    "cm3": ("ml", 1.0),
+    "cm^3": ("ml", 1.0),
+    "mm3": ("ml", 1000.0),
+    "l": ("ml", 0.001),
+    "litre": ("ml", 0.001),
+    "hu": ("HU", 1.0),
+    "%": ("%", 1.0),
+}
 
 
-def facts_of(kind: str) -> tuple[str, ...]:
-    """The facts that may answer a question declared as `kind`.
+def facts_of(kind: str | None, unit: str | None = None) -> tuple[str, ...]:
+    """The facts that may answer a question declared as `kind` (None: any), in `unit` where that unit is a known one.
 
     A regression question may ask for something that a mask measures; then measuring is the better answer.
     """
+    if unit and unit.lower() in UNITS and kind in ("measurement", "regression"):
+        base = UNITS[unit.lower()][0]
+        return tuple(name for name, fact in FACTS.items() if fact.unit == base and fact.kind in (kind, "measurement"))
+    if kind is None:
+        return NAMES
     kinds = {"regression": ("regression", "measurement"), "open": tuple({f.kind for f in FACTS.values()})}
     return tuple(name for name, fact in FACTS.items() if fact.kind in kinds.get(kind, (kind,)))

@@ -252,7 +252,7 @@ class VisionLanguageModel(nn.Module):
         mention = mentions_in(question.question, question.options, scene_classes(scene))
         scores = self.read(scene, opened, question.question, question.options, mention)
         selection = torch.sigmoid(scores.selection).cpu().numpy()
-        fact, probability, off_topic = route(scores.router, question.type)
+        fact, probability, off_topic = route(scores.router, question.type, question.unit)
         if focus:
             fact, off_topic = focus.fact, 0.0
             probability = float(torch.softmax(scores.router, dim=0)[NAMES.index(fact)])
@@ -329,10 +329,10 @@ def quantile_inputs(scene: Scene, channels: int) -> tuple[torch.Tensor, torch.Te
     return torch.from_numpy(scene.visual[:, :channels].mean(axis=0)), torch.from_numpy(scene.facts)
 
 
-def route(logits: torch.Tensor, kind: str | None) -> tuple[str, float, float]:
-    """The likeliest fact among those of a declared kind, its probability there, and that of off_topic among all."""
+def route(logits: torch.Tensor, kind: str | None, unit: str | None = None) -> tuple[str, float, float]:
+    """The likeliest fact of a declared kind and unit, its probability there, and that of off_topic among all."""
     everything = torch.softmax(logits, dim=0)
-    allowed = facts_of(kind) if kind else NAMES
+    allowed = facts_of(kind, unit) or NAMES
     mask = torch.tensor([name in allowed for name in NAMES])
     inside = torch.softmax(logits.masked_fill(~mask, -1e4), dim=0)
     best = int(inside.argmax())

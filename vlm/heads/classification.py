@@ -113,6 +113,10 @@ def _modality(reading: Reading) -> dict[str, Any]:
 
 def _region(reading: Reading) -> dict[str, Any]:
     options = reading.question.options or REGIONS
+    organs = [i for i in reading.scene.instances if i.label in HEAD_AND_NECK]
+    if len(organs) >= 2 and (choice := match_option(REGIONS[0], options)):  # what is in view tells where we are
+        text = f"Head and neck: {', '.join(display(i.label) for i in organs)} in view."
+        return _choose(reading, choice, text, organs, reading.fact_probability)
     scores = reading.score_options(options)
     best = int(np.argmax(scores))
     confidence = reading.fact_probability * float(scores[best])
@@ -131,6 +135,7 @@ def _contents(reading: Reading) -> dict[str, Any]:
     return {"text": text, "choices": names, "evidence": evidence(chosen), "confidence": reading.confidence(chosen)}
 
 
+HEAD_AND_NECK = ("brainstem", "parotid_right", "parotid_left", "larynx", "mandible")
 REGIONS = ("head and neck", "limb or trunk soft tissue")
 _READ = {
     "presence": _presence,

@@ -8,7 +8,7 @@ import numpy as np
 
 from seg_backbone.labels import display
 from seg_backbone.lesions import Instance
-from vlm.facts import FACTS
+from vlm.facts import FACTS, UNITS
 from vlm.heads.reading import Reading, evidence, none_found
 
 _SAYS = {
@@ -19,20 +19,6 @@ _SAYS = {
     "volume": "The {thing} has a volume of {value}.",
     "intensity": "The {thing} has a mean {what} of {value}.",
     "distance": "The centres of the {a} and the {b} are {value} apart.",
-}
-# unit asked for -> (unit it is measured in, factor)
-UNITS: dict[str, tuple[str, float]] = {
-    "mm": ("mm", 1.0),
-    "cm": ("mm", 0.1),
-    "ml": ("ml", 1.0),
-    "cc": ("ml", 1.0),
-    "cm3": ("ml", 1.0),
-    "cm^3": ("ml", 1.0),
-    "mm3": ("ml", 1000.0),
-    "l": ("ml", 0.001),
-    "litre": ("ml", 0.001),
-    "hu": ("HU", 1.0),
-    "%": ("%", 1.0),
 }
 
 

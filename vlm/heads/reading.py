@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +17,7 @@ from vlm.grounding import Mention
 from vlm.scene import Scene
 from vlm.schema import Question
 
+FURTHER = re.compile(r"\b(second|third|fourth|fifth|2nd|3rd|4th|5th|other|another|next)\b")
 SELECT = 0.5  # pointer probability from which an instance is selected
 ALL_FACTS = "*"  # the calibration of facts that have none of their own
 CLIP = 1e-4  # confidences are this far from 0 and 1 before their log-odds are taken
@@ -80,12 +82,18 @@ class Reading:
         return [i for i in chosen if self.threshold is None or self.threshold.keeps(i)]
 
     def one(self) -> Instance | None:
-        """The single instance meant: the largest of those selected; failing that the likeliest above SELECT / 2."""
+        """The single instance meant: the largest of those selected; failing that the likeliest above SELECT / 2.
+
+        Failing that too, the only instance whose class the question names, unless it asks for another than the first.
+        """
         chosen = self.selected()
         if chosen:
             return max(chosen, key=lambda i: i.volume_ml)
         if len(self.selection) and self.threshold is None and self.selection.max() >= SELECT / 2:
             return self.scene.instances[int(self.selection.argmax())]
+        named = [i for i in self.scene.instances if i.label in self.mention.classes]
+        if len(named) == 1 and not (self.lacking or self.threshold or FURTHER.search(self.question.question.lower())):
+            return named[0]
         return None
 
     def confidence(self, instances: list[Instance]) -> float:
