@@ -31,13 +31,14 @@ def save_model(network: nn.Module, plan: Plan, folder: str | Path, half: bool = 
     """Write weights and plan, each under a temporary name first. half: store float16 (loads as float32)."""
     from safetensors.torch import save_file
 
+    from seg_backbone.io import replacing
+
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     state = {key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()}
-    save_file({k: v.half() if half else v for k, v in state.items()}, folder / (WEIGHTS + ".part"))
-    (folder / (WEIGHTS + ".part")).replace(folder / WEIGHTS)
-    (folder / (PLAN + ".part")).write_text(plan.to_json())
-    (folder / (PLAN + ".part")).replace(folder / PLAN)
+    with replacing(folder / WEIGHTS) as temporary:
+        save_file({k: v.half() if half else v for k, v in state.items()}, temporary)
+    with replacing(folder / PLAN) as temporary:
+        temporary.write_text(plan.to_json())
     return folder
 
 

@@ -22,6 +22,7 @@ from seg_backbone.augment import Augmentation, draw_window
 from seg_backbone.cases import DatasetEntry, TrainingCase, list_cases, load_case, read_split, split_cases
 from seg_backbone.checkpoint import load_model, save_model
 from seg_backbone.errors import ConfigError
+from seg_backbone.io import replacing
 from seg_backbone.nets import build_network
 from seg_backbone.partial_labels import marginal_loss
 from seg_backbone.plan import Plan
@@ -161,9 +162,8 @@ def train_segmentation(
 
     def save(step: int) -> None:
         parts = {"network": network, "average": average, "optimizer": optimizer, "schedule": schedule}
-        temporary = checkpoint.with_suffix(".part")
-        torch.save({name: part.state_dict() for name, part in parts.items()} | {"step": step}, temporary)
-        temporary.replace(checkpoint)
+        with replacing(checkpoint) as temporary:
+            torch.save({name: part.state_dict() for name, part in parts.items()} | {"step": step}, temporary)
 
     log = (config.output / "log.jsonl").open("a", encoding="utf-8")
     started = saved = time.monotonic()

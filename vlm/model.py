@@ -127,22 +127,21 @@ class VisionLanguageModel(nn.Module):
         from safetensors.torch import save_file
 
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
         state = {k: v.detach().cpu().half().contiguous() for k, v in self.head_state().items()}
-        save_file(state, folder / (WEIGHTS + ".part"))
-        (folder / (WEIGHTS + ".part")).replace(folder / WEIGHTS)
+        with replacing(folder / WEIGHTS) as temporary:
+            save_file(state, temporary)
         if hasattr(self.llm, "peft_config"):
             from peft import get_peft_model_state_dict
 
             adapter = {k: v.detach().cpu().half().contiguous() for k, v in get_peft_model_state_dict(self.llm).items()}
-            save_file(adapter, folder / (ADAPTER + ".part"))
-            (folder / (ADAPTER + ".part")).replace(folder / f"{ADAPTER}.safetensors")
+            with replacing(folder / f"{ADAPTER}.safetensors") as temporary:
+                save_file(adapter, temporary)
         (folder / CALIBRATION).unlink(missing_ok=True)
         if self.calibration.curves:
             with replacing(folder / CALIBRATION) as temporary:
                 temporary.write_text(json.dumps(self.calibration.curves, indent=1) + "\n")
-        (folder / (CONFIG + ".part")).write_text(json.dumps(asdict(self.config), indent=2) + "\n")
-        (folder / (CONFIG + ".part")).replace(folder / CONFIG)
+        with replacing(folder / CONFIG) as temporary:
+            temporary.write_text(json.dumps(asdict(self.config), indent=2) + "\n")
         return folder
 
     @staticmethod

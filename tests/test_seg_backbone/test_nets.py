@@ -9,12 +9,7 @@ from seg_backbone.nets import NETWORKS, build_network
 TINY = {"features": (3, 4, 5, 6, 7), "blocks": (1, 1, 2, 1, 1), "strides": (1, 2, 2, 2, 2)}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.mark.parametrize("shape", [(32, 16, 16), (16, 48, 32)])

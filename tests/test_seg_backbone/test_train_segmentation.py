@@ -24,12 +24,7 @@ OPTIONS = {"features": [4, 8], "blocks": [1, 1], "strides": [1, 2]}
 PLAN = Plan("tiny", ("tumour", "larynx"), patch=(16, 16, 16), network_options=OPTIONS)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

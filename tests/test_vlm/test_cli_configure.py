@@ -4,7 +4,6 @@ import json
 
 import numpy as np
 import pytest
-import torch
 from typer.testing import CliRunner
 
 from seg_backbone.errors import ConfigError
@@ -18,12 +17,7 @@ GRID = Grid((12, 11, 12), np.diag([-4.0, -4.0, 5.0, 1.0]))
 LABELS = {"background": 0, "tumour": 1, "larynx": 2}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def dataset(root, channels, cases=5):

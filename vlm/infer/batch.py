@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from seg_backbone.errors import InputError, QuestionError
-from seg_backbone.io import SUFFIXES, case_name
+from seg_backbone.io import SUFFIXES, case_name, replacing
 from vlm.infer.blind import BlindEngine
 from vlm.infer.engine import Engine
 from vlm.schema import Answer, Question, scan_questions
@@ -126,7 +125,5 @@ def _finished(path: Path) -> dict[str, dict[str, Any]]:
 
 def _rewrite(path: Path, rows: list[dict[str, Any]]) -> None:
     """Leave just these rows in the file, atomically."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.part")
-    temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")

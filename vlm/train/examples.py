@@ -17,7 +17,7 @@ import numpy as np
 
 from seg_backbone.boxes import Box
 from seg_backbone.cases import CaseFiles, DatasetEntry, list_cases, read_split, split_cases
-from seg_backbone.io import read_mask, read_volume
+from seg_backbone.io import read_mask, read_volume, replacing
 from seg_backbone.labels import LESIONS, WORDS
 from seg_backbone.lesions import Instance, find_instances
 from seg_backbone.volume import Volume
@@ -135,10 +135,9 @@ def _load(
     if not store.is_file():
         assert instances is not None, "training cases have masks"
         scene = build_scene(files.case, volume.modality, volume.grid, instances, files.annotated, (), encoder(volume))
-        temporary = store.with_suffix(".part.npz")
         rows = [n for n, i in enumerate(scene.instances) if i.label in files.annotated]
-        np.savez(temporary, visual=scene.visual, pooled=scene.pooled[rows])
-        temporary.replace(store)
+        with replacing(store) as temporary:
+            np.savez(temporary, visual=scene.visual, pooled=scene.pooled[rows])
     saved = np.load(store)
     scene = Scene(
         files.case,

@@ -17,6 +17,7 @@ import yaml
 
 from seg_backbone.cases import DatasetEntry
 from seg_backbone.errors import ConfigError
+from seg_backbone.io import replacing
 from seg_backbone.predict import Segmenter
 from vlm.data.wordings import Wordings, read_wordings
 from vlm.encoders import build_encoder
@@ -175,11 +176,10 @@ def run_stage(
             if progress:
                 progress("training", done, config.steps)
             if done == config.steps or time.monotonic() - saved > 60 * config.checkpoint_minutes:
-                temporary = checkpoint.with_suffix(".part")
                 state = {"weights": {n: p.detach() for n, p in trained.items()}, "step": done}
                 state |= {"optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()}
-                torch.save(state, temporary)
-                temporary.replace(checkpoint)
+                with replacing(checkpoint) as temporary:
+                    torch.save(state, temporary)
                 saved = time.monotonic()
     model.eval()
     folder = model.save(config.output / "model")
