@@ -112,6 +112,7 @@ class AnswerResults:
                         "prediction": _printed(item.prediction),
                         "unit": reference.unit or "",
                         "score": _own_score(item),
+                        "confidence": "" if item.confidence is None else item.confidence,
                         "note": item.note,
                     }
                 )

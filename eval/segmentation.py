@@ -169,7 +169,8 @@ class MaskScore:
 @dataclass(frozen=True)
 class MaskResults:
     """Scores of a folder. cases: how many were looked at. missing: reference cases without a prediction. notes: what a
-    reader of the figures must know, one sentence each."""
+    reader of the figures must know, one sentence each. labels, pred_labels: class -> id in the reference and in the
+    predictions."""
 
     protocol: Protocol
     labels: dict[str, int]
@@ -179,6 +180,7 @@ class MaskResults:
     notes: list[str]
     pred_dir: str
     ref_dir: str
+    pred_labels: dict[str, int]
     seed: int = 0
     resamples: int = 1000
 
@@ -413,6 +415,7 @@ def evaluate_masks(
         notes,
         str(pred_dir),
         str(ref_dir),
+        pred_labels,
         seed=seed,
         resamples=resamples,
     )
