@@ -16,7 +16,9 @@ from seg_backbone.geometry import Grid
 from seg_backbone.io import write_mask, write_volume
 from seg_backbone.nets import build_network
 from seg_backbone.plan import Plan
-from seg_backbone.train import SegmentationConfig, _interleave, _rate, train_segmentation
+from seg_backbone.train import SegmentationConfig, train_segmentation
+from seg_backbone.train.optimise import rate
+from seg_backbone.train.samples import interleave
 from seg_backbone.volume import Mask, Volume
 
 REPOSITORY = Path(__file__).parents[2]
@@ -87,7 +89,7 @@ def test_it_learns_a_bright_cube(data, tmp_path):
     assert plan.trained_on == {"CT": ("tumour",), "MR": ("tumour",)}  # no scan shows a larynx
     average = torch.load(tmp_path / "checkpoint.pt", weights_only=True)["average"]
     for key, value in network.state_dict().items():  # what is saved is the averaged network, at half precision
-        torch.testing.assert_close(value, average[f"module.{key}"].half().float())
+        torch.testing.assert_close(value, average[f"module.network.{key}"].half().float())
 
 
 def flat(state, path=""):
@@ -168,17 +170,17 @@ def test_a_dataset_without_training_cases(data, tmp_path):
 
 def test_the_rate_warms_up_and_falls_to_zero(tmp_path):
     config = configuration(tmp_path, tmp_path, steps=20, warmup=4)
-    rates = [_rate(step, config) for step in range(21)]
+    rates = [rate(step, config) for step in range(21)]
     np.testing.assert_allclose(rates[:5], [0.25, 0.5, 0.75, 1, 1])
     assert rates[12] == pytest.approx(0.5)
     assert rates[20] == pytest.approx(0)
     assert (np.diff(rates[4:]) < 0).all()
     half = replace(config, steps=12, schedule_steps=20)  # a run that ends early follows the long schedule
-    assert [_rate(step, half) for step in range(13)] == rates[:13]
+    assert [rate(step, half) for step in range(13)] == rates[:13]
 
 
 def test_datasets_come_up_evenly_in_proportion():
-    order = _interleave(np.array([0.5, 0.25, 0.25]), 240)
+    order = interleave(np.array([0.5, 0.25, 0.25]), 240)
     assert [order.count(n) for n in range(3)] == [120, 60, 60]
     assert all(sorted(order[n : n + 4]) == [0, 0, 1, 2] for n in range(0, 240, 4))
 

@@ -1,0 +1,16 @@
+"""Training a segmentation model. `loop.train_segmentation` reads top to bottom; each other file is one of its parts.
+
+config      what a training file may say
+samples     where windows come from: sources, mixed into batches, drawn in the background
+objective   what a batch costs: terms, each a function of one `Step`
+model       the network, the extra heads that learn with it, and their running average
+optimise    optimiser and learning rate
+state       the checkpoint of a run
+log         rows of the log
+validation  Dice on whole scans
+"""
+
+from seg_backbone.train.config import SegmentationConfig
+from seg_backbone.train.loop import train_segmentation
+
+__all__ = ["SegmentationConfig", "train_segmentation"]

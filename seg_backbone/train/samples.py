@@ -1,0 +1,130 @@
+"""Where training windows come from: sources, mixed into batches that depend on the seed and their number alone.
+
+A source draws one `Sample` with the generator it is given. Another kind of data (scans without labels, pasted lesions,
+made-up ones) is another source; the table of a sample says which classes each code may be, so all of them mix.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from seg_backbone.augment import Augmentation, draw_window
+from seg_backbone.cases import TrainingCase
+from seg_backbone.plan import Plan
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """One window: image (channels, *patch) float32; codes (*patch) uint8; table (codes, classes) bool, see
+    partial_labels. case: the scan it shows. targets: what extra heads learn from it, name -> tensor.
+    """
+
+    image: torch.Tensor
+    codes: torch.Tensor
+    table: torch.Tensor
+    case: str = ""
+    targets: dict[str, torch.Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Samples on top of each other: image (B, channels, *patch), codes (B, *patch), tables (B, codes, classes).
+
+    Tables of fewer codes are filled up with codes that no voxel has. targets: those that every sample has.
+    """
+
+    image: torch.Tensor
+    codes: torch.Tensor
+    tables: torch.Tensor
+    cases: tuple[str, ...]
+    targets: dict[str, torch.Tensor]
+
+    def to(self, device: torch.device) -> Batch:
+        """On another device, the image in the memory layout of the network."""
+        image = self.image.to(device, memory_format=torch.channels_last_3d, non_blocking=True)
+        targets = {name: value.to(device) for name, value in self.targets.items()}
+        return Batch(image, self.codes.to(device), self.tables.to(device), self.cases, targets)
+
+
+class Source(Protocol):
+    """One kind of samples."""
+
+    @property
+    def weight(self) -> float:
+        """Its share of the samples, relative to the other sources'."""
+        ...
+
+    def draw(self, random: np.random.Generator) -> Sample:
+        """One window. `random` is all that it may depend on."""
+        ...
+
+
+@dataclass(frozen=True)
+class LabelledCases:
+    """Windows of annotated scans, each scan as often as the others."""
+
+    weight: float
+    cases: Sequence[TrainingCase]
+    plan: Plan
+    augmentation: Augmentation
+
+    def draw(self, random: np.random.Generator) -> Sample:
+        case = self.cases[int(random.integers(len(self.cases)))]
+        return Sample(*draw_window(case, self.plan, self.augmentation, random), case=case.files.case)
+
+
+@dataclass(frozen=True)
+class Batches:
+    """Batch n of a run: the sources in a fixed order, in proportion to their weights, drawn with (seed, n)."""
+
+    sources: Sequence[Source]
+    size: int
+    seed: int
+
+    def __getitem__(self, number: int) -> Batch:
+        random = np.random.default_rng([self.seed, number])
+        order = interleave([source.weight for source in self.sources])
+        first = number * self.size
+        return stack([self.sources[order[n % len(order)]].draw(random) for n in range(first, first + self.size)])
+
+
+def stack(samples: Sequence[Sample]) -> Batch:
+    """Samples -> Batch."""
+    rows = max(len(sample.table) for sample in samples)
+    tables = [torch.nn.functional.pad(s.table, (0, 0, 0, rows - len(s.table)), value=True) for s in samples]
+    names = set.intersection(*(set(sample.targets) for sample in samples))
+    return Batch(
+        image=torch.stack([sample.image for sample in samples]),
+        codes=torch.stack([sample.codes for sample in samples]),
+        tables=torch.stack(tables),
+        cases=tuple(sample.case for sample in samples),
+        targets={name: torch.stack([sample.targets[name] for sample in samples]) for name in sorted(names)},
+    )
+
+
+def ahead(batches: Batches, numbers: range) -> Iterator[Batch]:
+    """The batches of those numbers in their order; the next one is drawn while the caller works on the last."""
+    with ThreadPoolExecutor(1) as drawer:
+        coming = [drawer.submit(batches.__getitem__, number) for number in numbers[:1]]
+        for number in numbers:
+            batch = coming.pop().result()
+            if number + numbers.step in numbers:
+                coming.append(drawer.submit(batches.__getitem__, number + numbers.step))
+            yield batch
+
+
+def interleave(weights: Sequence[float], length: int = 240) -> list[int]:
+    """A fixed order of `length` numbers in which every number comes up evenly, in proportion to its weight."""
+    shares = np.array(weights) / np.sum(weights)
+    owed, order = np.zeros(len(shares)), []
+    for _ in range(length):
+        owed += shares
+        order.append(int(owed.argmax()))
+        owed[order[-1]] -= 1
+    return order
