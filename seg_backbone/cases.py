@@ -1,29 +1,33 @@
 """Training cases: from nnU-Net raw folders plus what is known of each case, to arrays on the working grid.
 
-What a case annotates comes from `manifest.jsonl` beside the datasets (one line a case: dataset, case, modality,
-annotated), else from its dataset.json (every label). A dataset entry of the configuration may add
-- absent: classes that its body region cannot contain (they count as background there, not as unknown);
+What a case annotates comes from `manifest.jsonl` beside the datasets (one line a case: dataset, case, annotated, and
+where known modality, region, patient), else from `annotated` in its dataset.json (a list of classes for all cases, or
+case -> list), else it is every label. A dataset entry of the configuration may add
+- absent: classes that no scan of it shows, because its body region cannot contain them or everybody is healthy (they
+  count as background there, not as unknown); a dataset needs no masks for that;
 - lesion_free_outside: a folder of target volumes that hold all gross disease, so that voxels outside them are
   certainly not lesion while voxels inside may be.
+Labels that stand for several classes (regions, ignore labels: see labels.read_label_file) become codes of their own.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from seg_backbone.errors import ConfigError
 from seg_backbone.geometry import to_canonical
 from seg_backbone.io import read_mask, read_volume
-from seg_backbone.labels import LESIONS, canonical, read_labels
+from seg_backbone.labels import LESIONS, LabelFile, canonical, read_label_file
 from seg_backbone.plan import Plan
 from seg_backbone.preprocess import preprocess
 from seg_backbone.resample import resample_labels
-from seg_backbone.volume import require_same_grid
+from seg_backbone.volume import Mask, require_same_grid
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,10 @@ class DatasetEntry:
 
 @dataclass(frozen=True)
 class CaseFiles:
-    """Where a case lies and what it annotates (canonical names). patient: the unit of every split."""
+    """Where a case lies and what it annotates (canonical names). patient: the unit of every split.
+
+    labels, regions, unsure: what the values of the mask stand for, see labels.LabelFile.
+    """
 
     dataset: str
     case: str
@@ -49,6 +56,8 @@ class CaseFiles:
     labels: dict[str, int]
     annotated: tuple[str, ...]
     region: str = ""
+    regions: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    unsure: dict[int, tuple[str, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +65,8 @@ class TrainingCase:
     """Arrays on the canonical working grid.
 
     image (channels, i, j, k) float16; codes (i, j, k) uint8; table (codes, classes) bool, see partial_labels;
-    drawn: class id -> (n, 3) int16 voxel indices, to centre samples on.
+    drawn: code -> (n, 3) int16 voxel indices of what was drawn, to centre samples on; codes up to the number of classes
+    are class ids.
     """
 
     files: CaseFiles
@@ -83,58 +93,124 @@ def list_cases(root: str | Path, dataset: str) -> list[CaseFiles]:
             except (ValueError, KeyError, TypeError) as error:
                 found = f"{type(error).__name__} in line {number}"
                 raise ConfigError(root / "manifest.jsonl", "JSON with dataset and case", found, "mend it") from None
-    labels = read_labels(folder / "dataset.json") if (folder / "dataset.json").is_file() else {}
-    channel = _first_channel(folder / "dataset.json")
+    description = folder / "dataset.json"
+    meaning = read_label_file(description) if description.is_file() else LabelFile({}, {}, {})
+    channel, stated = _described(description)
     cases = []
     for image in sorted((folder / "imagesTr").glob("*_0000.nii.gz")):
         case = image.name.removesuffix("_0000.nii.gz")
         row = manifest.get((dataset, case), {})
-        annotated = row.get("annotated", list(labels))
-        names = tuple(canonical(n) for n in annotated) if isinstance(annotated, list) else ()
+        everywhere = stated if isinstance(stated, list) else stated.get(case, list(meaning.labels))
+        annotated = row.get("annotated", everywhere)
+        names = [canonical(str(name)) for name in annotated] if isinstance(annotated, list) else []
         mask = folder / "labelsTr" / f"{case}.nii.gz"
         modality = "CT" if str(row.get("modality", channel)).upper().startswith("CT") else "MR"
-        drawn = mask if mask.is_file() else None
-        cases.append(CaseFiles(dataset, case, case, modality, image, drawn, labels, names, row.get("region", "")))
+        cases.append(
+            CaseFiles(
+                dataset=dataset,
+                case=case,
+                patient=str(row.get("patient", case)),
+                modality=modality,
+                image=image,
+                mask=mask if mask.is_file() else None,
+                labels=meaning.labels,
+                annotated=tuple(dict.fromkeys(part for name in names for part in meaning.regions.get(name, (name,)))),
+                region=row.get("region", ""),
+                regions=meaning.regions,
+                unsure=meaning.unsure,
+            )
+        )
     return cases
 
 
-def _first_channel(path: Path) -> str:
-    """The name of channel 0 in a dataset.json ("CT", "MR_T1"), by which nnU-Net tells modalities; CT without one."""
-    channels = json.loads(path.read_text()).get("channel_names", {}) if path.is_file() else {}
-    return str(channels.get("0", "CT"))
+def _described(path: Path) -> tuple[str, Any]:
+    """Of a dataset.json: the name of channel 0 ("CT", "MR_T1"), by which nnU-Net tells modalities, CT without one; and
+    its `annotated`, a list of classes or case -> list."""
+    if not path.is_file():
+        return "CT", {}
+    data = json.loads(path.read_text(encoding="utf-8"))
+    stated = data.get("annotated", {})
+    if not isinstance(stated, list) and not (
+        isinstance(stated, dict) and all(isinstance(names, list) for names in stated.values())
+    ):
+        raise ConfigError(path, "`annotated` to be a list of classes, or case -> list", repr(stated), "correct it")
+    return str(data.get("channel_names", {}).get("0", "CT")), stated
+
+
+def read_drawn(files: CaseFiles) -> Mask:
+    """The mask of a case as its file has it: classes and unsure values. Raises the errors of the readers."""
+    assert files.mask is not None
+    unsure = {f"unsure {value}": value for value in files.unsure}
+    return replace(read_mask(files.mask, files.labels | unsure), labels=files.labels)
 
 
 def load_case(files: CaseFiles, entry: DatasetEntry, plan: Plan) -> TrainingCase:
     """Read, resample and encode one case. Raises the errors of the readers, GridError for a mask on another grid."""
     volume = read_volume(files.image, files.modality)
     image, grid = preprocess(volume, plan)
-    count = len(plan.classes) + 1
-    maybe_lesion = count  # an extra code: background, or a lesion that nobody outlined
+    code_of, table = encoding(files, entry, plan)
     codes = np.zeros(grid.shape, dtype=np.uint8)
     if files.mask is not None:
-        mask = read_mask(files.mask, files.labels)
+        mask = read_drawn(files)
         require_same_grid(volume, mask)
-        drawn = np.zeros(mask.array.shape, dtype=np.uint8)
+        lookup = np.zeros(int(mask.array.max()) + 1, dtype=np.uint8)
+        for value, code in code_of.items():
+            lookup[value : value + 1] = code
+        drawn = lookup[mask.array]
         if entry.lesion_free_outside:
             targets = read_mask(files.image.parent.parent / entry.lesion_free_outside / files.mask.name)
             require_same_grid(volume, targets)
-            drawn[targets.array > 0] = maybe_lesion
-        for name in files.annotated:
-            if name in plan.labels:
-                drawn[mask.of(name)] = plan.labels[name]
+            drawn[(drawn == 0) & (targets.array > 0)] = table.shape[1]
         codes = resample_labels(to_canonical(drawn, mask.grid)[0], grid.shape)
-    table = np.zeros((count + 1, count), dtype=bool)
-    table[range(count), range(count)] = True
-    decided = set(files.annotated if files.mask is not None else ()) | set(entry.absent)
-    if entry.lesion_free_outside and files.mask is not None:
-        decided |= set(LESIONS)
-    table[0] |= [name not in decided and name != "" for name in ("", *plan.classes)]
-    table[maybe_lesion] = table[0]
-    table[maybe_lesion, [plan.labels[name] for name in LESIONS if name in plan.labels]] = True
-    places = {
-        value: np.argwhere(codes == value).astype(np.int16) for value in range(1, count) if (codes == value).any()
-    }
+    shown = [code for code in np.unique(codes).tolist() if code in code_of.values() and not table[code, 0]]
+    places = {code: np.argwhere(codes == code).astype(np.int16) for code in shown}
     return TrainingCase(files, image.astype(np.float16), codes, table, places)
+
+
+def encoding(files: CaseFiles, entry: DatasetEntry, plan: Plan) -> tuple[dict[int, int], np.ndarray]:
+    """What each value of a case's mask becomes, and the (codes, classes) table of partial_labels.
+
+    Codes: 0 for whatever else, 1 .. C the C classes of the plan, C + 1 background or a lesion that nobody outlined,
+    above that the unions. Raises ConfigError for more than 256.
+    """
+    count = len(plan.classes) + 1
+    maybe_lesion = count
+    sets = [{0}, *({number} for number in range(1, count)), {0}]
+    decided = {part for name in entry.absent for part in (name, *plan.regions.get(name, ()))}
+    code_of: dict[int, int] = {}
+
+    def ids(names: Iterable[str]) -> set[int]:
+        """Class ids of names and regions, 0 for background and for what the plan does not know."""
+        return {plan.labels.get(part, 0) for name in names for part in plan.regions.get(name, (name,))}
+
+    def union(values: Iterable[int], classes: set[int]) -> None:
+        code = next(iter(classes)) if len(classes) == 1 else len(sets)
+        code_of.update(dict.fromkeys(values, code))
+        if code == len(sets):
+            sets.append(classes)
+
+    if files.mask is not None:
+        for name in files.annotated:
+            decided |= {name, *plan.regions.get(name, ())}
+            if name in files.labels:
+                union([files.labels[name]], ids([name]))
+        for name, parts in files.regions.items():  # of which the plan may have only the whole
+            if name in plan.labels and set(parts) <= set(files.annotated):
+                decided.add(name)
+                union([files.labels[part] for part in parts], ids([name]))
+        for value, names in files.unsure.items():
+            leaves = [part for name in names for part in files.regions.get(name, (name,))]
+            union([value], ids(leaves) if names else set(range(count)))
+        if entry.lesion_free_outside:
+            decided |= set(LESIONS)
+    if len(sets) > 256:
+        raise ConfigError(files.image, "at most 256 classes and unions of them", f"{len(sets)}", "train fewer")
+    unknown = {plan.labels[name] for name in plan.classes if name not in decided}
+    table = np.zeros((len(sets), count), dtype=bool)
+    for code, classes in enumerate(sets):
+        table[code, list(classes | unknown if 0 in classes else classes)] = True
+    table[maybe_lesion, [plan.labels[name] for name in LESIONS if name in plan.labels]] = True
+    return code_of, table
 
 
 def read_split(path: str | Path) -> dict[str, list[str]]:

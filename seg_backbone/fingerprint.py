@@ -18,10 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from seg_backbone.cases import CaseFiles, list_cases
+from seg_backbone.cases import CaseFiles, list_cases, read_drawn
 from seg_backbone.errors import ConfigError, LabelError
 from seg_backbone.geometry import to_canonical
-from seg_backbone.io import read_mask, read_volume
+from seg_backbone.io import read_volume
 from seg_backbone.volume import Mask, Volume, require_same_grid
 
 QUANTILES = (np.arange(2000) + 0.5) / 2000  # of each case; the data set's percentiles are those of all of them together
@@ -163,7 +163,7 @@ def _measure(files: CaseFiles, channels: int) -> tuple[CaseShape, list[_Sample]]
     """Shape of a case and a sample a channel; no samples where nothing is drawn."""
     assert files.mask is not None
     volumes = [read_volume(channel_file(files.image, number), files.modality) for number in range(channels)]
-    mask = read_mask(files.mask, files.labels)
+    mask = read_drawn(files)
     others: list[Volume | Mask] = [*volumes[1:], mask]
     for other in others:
         require_same_grid(volumes[0], other)
@@ -173,7 +173,7 @@ def _measure(files: CaseFiles, channels: int) -> tuple[CaseShape, list[_Sample]]
         inside = np.flatnonzero(nonzero.any(axis=tuple(other for other in range(3) if other != axis)))
         box.append(slice(int(inside[0]), int(inside[-1]) + 1))
     place = tuple(box)
-    foreground = mask.array[place] > 0
+    foreground = np.isin(mask.array[place], list(mask.labels.values()))
     samples = [_sample(volume.array[place][foreground]) for volume in volumes] if foreground.any() else []
     turned, grid = to_canonical(nonzero, volumes[0].grid)
     cropped, _ = to_canonical(foreground, volumes[0].grid)

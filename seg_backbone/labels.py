@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -108,24 +108,80 @@ def display(name: str) -> str:
     return " ".join(parts[-1:] + parts[:-1]) if parts[-1] in ("left", "right") else " ".join(parts)
 
 
-def read_labels(path: str | Path) -> dict[str, int]:
-    """Read class name -> id from a dataset.json (its `labels`) or a plain JSON of name -> id. Raises LabelError.
+@dataclass(frozen=True)
+class LabelFile:
+    """What the values of a label map stand for, by canonical names.
 
-    Names become canonical, in the file's order; background (id 0) is dropped.
+    labels: class -> value, one class a value. regions: union -> its classes. unsure: value -> the classes that a voxel
+    of it may be, "background" among them or not; () for any class at all (nnU-Net's ignore label).
+    """
+
+    labels: dict[str, int]
+    regions: dict[str, tuple[str, ...]]
+    unsure: dict[int, tuple[str, ...]]
+
+
+def read_labels(path: str | Path) -> dict[str, int]:
+    """Class name -> id of a dataset.json or a plain JSON of name -> id; see `read_label_file`. Raises LabelError."""
+    return read_label_file(path).labels
+
+
+def read_label_file(path: str | Path) -> LabelFile:
+    """Read the `labels` of a dataset.json, or a plain JSON of name -> id. Raises LabelError.
+
+    Names become canonical, in the file's order; background (id 0) is dropped. Names that begin with "ignore" are
+    nnU-Net's ignore labels, as many as there are; the key `may_be` narrows what one stands for:
+        "labels": {"tumour": 1, "ignore": 2, "ignore_rim": 3}, "may_be": {"ignore_rim": ["background", "tumour"]}
+    A label with a list of values is a region, as nnU-Net has them; its classes are the single values: one that is a
+    region of its own has that name, any other is the rest of the smallest region that holds it:
+        "labels": {"whole": [1, 2], "core": 2}  ->  classes whole_rest 1 and core 2, region whole = both
     """
     path = Path(path)
     if not path.is_file():
         raise LabelError(path, "a dataset.json or a name -> id JSON", "no such file", "check the path")
     try:
-        data = json.loads(path.read_text())
+        data = json.loads(path.read_text(encoding="utf-8"))
         table = data.get("labels", data)
-        pairs = [(canonical(str(name)), int(value)) for name, value in table.items()]
+        pairs = [
+            (str(name), tuple(int(v) for v in (value if isinstance(value, list) else [value])))
+            for name, value in table.items()
+        ]
+        may_be = {str(name): tuple(map(canonical, names)) for name, names in data.get("may_be", {}).items()}
     except (ValueError, TypeError, AttributeError) as error:
         raise LabelError(path, "a name -> id JSON", f"something else ({error})", "see nnU-Net's dataset.json") from None
-    labels = {name: value for name, value in pairs if value != 0}
-    if twice := [name for name, value in pairs if value not in (0, labels.get(name))]:
-        raise LabelError(path, "one id a class", f"several for {twice[0]}", "rename or merge the classes")
-    return labels
+    unsure = {
+        value: may_be.get(name, ())
+        for name, values in pairs
+        for value in values
+        if name in may_be or name.casefold().startswith("ignore")
+    }
+    named: dict[str, tuple[int, ...]] = {}
+    for name, values in pairs:
+        foreground = tuple(sorted({value for value in values if value != 0} - set(unsure)))
+        if foreground and named.setdefault(canonical(name), foreground) != foreground:
+            raise LabelError(path, "one id a class", f"several for {canonical(name)}", "rename or merge the classes")
+    labels, regions = _parts(named)
+    strange = {name for names in unsure.values() for name in names} - {"background", *labels, *regions}
+    if strange or any(name not in table for name in may_be):
+        found = ", ".join(sorted(strange | {name for name in may_be if name not in table}))
+        raise LabelError(path, "classes of `labels` in `may_be`", found, "name what `labels` names")
+    return LabelFile(labels, regions, unsure)
+
+
+def _parts(named: dict[str, tuple[int, ...]]) -> tuple[dict[str, int], dict[str, tuple[str, ...]]]:
+    """Names of one or several values -> one class a value, and the names that are unions of classes."""
+    labels: dict[str, int] = {}
+    for name, values in named.items():
+        if len(values) == 1:
+            labels[name] = values[0]
+            continue
+        for value in values:
+            smallest = min((n for n in named if value in named[n]), key=lambda n: len(named[n]))
+            if value not in labels.values() and smallest == name:
+                rest = f"{name}_rest"
+                labels[rest if rest not in labels else f"{rest}_{value}"] = value
+    of = {value: name for name, value in labels.items()}
+    return labels, {name: tuple(of[v] for v in values) for name, values in named.items() if len(values) > 1}
 
 
 def to_scheme(mask: Mask, scheme: str) -> tuple[Mask, list[str]]:

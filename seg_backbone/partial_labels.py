@@ -20,18 +20,26 @@ def allowed_classes(codes: torch.Tensor, tables: torch.Tensor) -> torch.Tensor:
 
 
 def marginal_loss(
-    logits: torch.Tensor, codes: torch.Tensor, tables: torch.Tensor, class_weight: torch.Tensor | None = None
+    logits: torch.Tensor,
+    codes: torch.Tensor,
+    tables: torch.Tensor,
+    class_weight: torch.Tensor | None = None,
+    focal: float = 0.0,
+    unions: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Marginal cross entropy and soft Dice loss, two scalars.
 
     logits (B, C, i, j, k); codes (B, i, j, k); tables (B, codes, C) bool, every row with at least one True.
-    Cross entropy: -log of the probability summed over the voxel's set; a voxel of a drawn foreground class weighs
-    class_weight (C,) of that class, every other voxel 1. Dice: per class over the batch, over the voxels where it is
-    known whether they are that class; classes that no voxel of the batch shows are left out; 0 where none is shown.
+    Cross entropy: -log of the probability p summed over the voxel's set, times (1 - p)^focal (Lin et al. 2017); a voxel
+    of a drawn foreground class weighs class_weight (C,) of that class, every other voxel 1. Dice: per foreground class,
+    and per row of `unions` (n, C) bool, a set of classes whose probabilities are summed; over the batch, over voxels of
+    which it is known whether they belong; what no voxel of the batch shows is left out; 0 where nothing is shown.
     """
     allowed = allowed_classes(codes, tables)
     log_p = torch.log_softmax(logits.float(), dim=1)
     entropy = -torch.logsumexp(log_p.masked_fill(~allowed, -1e4), dim=1)
+    if focal > 0:
+        entropy = entropy * (-torch.expm1(-entropy)).clamp(min=1e-6) ** focal
     certain = allowed.sum(dim=1, keepdim=True) == 1
     drawn = allowed & certain
     weight = torch.ones_like(entropy)
@@ -39,12 +47,22 @@ def marginal_loss(
         weight = weight + torch.einsum("bcijk,c->bijk", drawn[:, 1:].to(entropy.dtype), class_weight[1:] - 1)
     cross_entropy = (entropy * weight).sum() / weight.sum()
 
-    known = ~allowed | certain
-    p = log_p.exp() * known
+    p = log_p.exp()
+    shown, scores = _dice(p[:, 1:], drawn[:, 1:], (~allowed | certain)[:, 1:])
+    if unions is not None and len(unions):
+        member = unions.to(p.dtype)
+        inside = torch.einsum("bcijk,nc->bnijk", allowed.to(p.dtype), member) > 0
+        outside = torch.einsum("bcijk,nc->bnijk", allowed.to(p.dtype), 1 - member) > 0
+        joined = torch.einsum("bcijk,nc->bnijk", p, member)
+        more, others = _dice(joined, inside & ~outside, inside != outside)
+        shown, scores = torch.cat([shown, more]), torch.cat([scores, others])
+    dice_loss = (1 - scores[shown]).mean() if bool(shown.any()) else logits.sum() * 0
+    return cross_entropy, dice_loss
+
+
+def _dice(p: torch.Tensor, drawn: torch.Tensor, known: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(B, n, i, j, k) probabilities, truth, and where that is known -> which of the n are shown, soft Dice of each."""
     axes = (0, 2, 3, 4)
     size = drawn.sum(dim=axes)
     overlap = (p * drawn).sum(dim=axes)
-    dice = (2 * overlap + 1e-5) / (p.sum(dim=axes) + size + 1e-5)
-    shown = size[1:] > 0
-    dice_loss = (1 - dice[1:][shown]).mean() if bool(shown.any()) else logits.sum() * 0
-    return cross_entropy, dice_loss
+    return size > 0, (2 * overlap + 1e-5) / ((p * known).sum(dim=axes) + size + 1e-5)

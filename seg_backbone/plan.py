@@ -16,6 +16,7 @@ class Plan:
 
     classes: foreground names; the id of classes[n] is n + 1. spacing_mm: working grid, (right, anterior, superior).
     patch: window in voxels. ct_windows_hu: one input channel each, mapped linearly to [-1, 1] and clipped.
+    regions: name of a union -> its classes, for what overlaps (whole tumour: core and oedema); trained and scored too.
     trained_on: modality -> classes that were annotated in training scans of it; anything else is untrained.
     minimum_ml: predicted components below this volume are dropped. single: classes that keep only their largest
     component, because anatomy has one. network / network_options: see seg_backbone.nets.
@@ -29,12 +30,15 @@ class Plan:
     ct_windows_hu: tuple[tuple[float, float], ...] = ((-160.0, 240.0), (-1000.0, 1000.0))
     network: str = "residual_unet"
     network_options: dict[str, Any] = field(default_factory=dict)
+    regions: dict[str, tuple[str, ...]] = field(default_factory=dict)
     trained_on: dict[str, tuple[str, ...]] = field(default_factory=dict)
     minimum_ml: dict[str, float] = field(default_factory=dict)
     single: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         assert len(set(self.classes)) == len(self.classes) > 0, "class names must differ"
+        assert {part for parts in self.regions.values() for part in parts} <= set(self.classes), "regions name classes"
+        assert not set(self.regions) & set(self.classes), "a region has a class's name"
         assert all(s > 0 for s in self.spacing_mm) and 0 < self.step <= 1
 
     @property
@@ -58,6 +62,7 @@ class Plan:
             for key in ("classes", "spacing_mm", "patch", "single"):
                 data[key] = tuple(data[key])
             data["ct_windows_hu"] = tuple(tuple(window) for window in data["ct_windows_hu"])
+            data["regions"] = {name: tuple(parts) for name, parts in data.get("regions", {}).items()}
             data["trained_on"] = {modality: tuple(names) for modality, names in data["trained_on"].items()}
             return Plan(**data)
         except (OSError, ValueError, TypeError, KeyError, AttributeError, AssertionError) as error:

@@ -22,6 +22,7 @@ class SegmentationConfig:
     start: model folder whose weights to begin from. steps x batch windows are drawn; AdamW with a linear warm-up and a
     cosine to zero over schedule_steps (default: steps); ema: decay of the averaged weights, which are the ones
     validated and saved. class_weight: class -> weight of its voxels in the cross entropy, 1 for those not named.
+    focal: exponent of the focal loss, 0 for plain cross entropy.
     validation_cases: at most this many a dataset meanwhile.
     """
 
@@ -39,6 +40,7 @@ class SegmentationConfig:
     weight_decay: float = 1e-4
     warmup: int = 100
     class_weight: dict[str, float] = field(default_factory=dict)
+    focal: float = 0.0
     ema: float = 0.998
     validate_every: int = 1000
     validation_cases: int = 6
@@ -57,6 +59,7 @@ class SegmentationConfig:
             data = yaml.safe_load(Path(path).read_text()) | {k: v for k, v in changes.items() if v is not None}
             data.pop("configured", None)  # how `vlm configure` came to this file
             plan: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data["plan"].items()}
+            plan["regions"] = {name: tuple(parts) for name, parts in plan.get("regions", {}).items()}
             data["plan"] = Plan(**plan)
             data["datasets"] = tuple(
                 DatasetEntry(**(entry | {"absent": tuple(entry.get("absent", ()))})) for entry in data["datasets"]

@@ -44,18 +44,22 @@ def total(terms: Sequence[Term], step: Step) -> tuple[torch.Tensor, dict[str, to
 
 
 def mask_term(config: SegmentationConfig) -> Term:
-    """Marginal cross entropy and Dice of the mask; coarser logits weigh half as much as the next finer ones."""
+    """Marginal cross entropy and Dice of classes and regions; coarser logits weigh half as much as the next finer."""
     plan = config.plan
     if strange := sorted(set(config.class_weight) - set(plan.classes)):
         raise ConfigError("class_weight", f"classes of the plan: {list(plan.classes)}", f"{strange}", "correct it")
     weight = torch.tensor([1.0, *(config.class_weight.get(name, 1.0) for name in plan.classes)])
+    unions = torch.zeros(len(plan.regions), len(plan.classes) + 1, dtype=torch.bool)
+    for row, parts in zip(unions, plan.regions.values(), strict=True):
+        row[[plan.labels[part] for part in parts]] = True
 
     def term(step: Step) -> dict[str, torch.Tensor]:
         batch, logits = step.batch, step.output.logits
         scales = logits if isinstance(logits, list) else [logits]
-        values = torch.stack(
-            [torch.stack(marginal_loss(s, at(batch.codes, s), batch.tables, weight.to(s.device))) for s in scales]
-        )
+        device = scales[0].device
+        options = {"class_weight": weight.to(device), "focal": config.focal, "unions": unions.to(device)}
+        pairs = [marginal_loss(scale, at(batch.codes, scale), batch.tables, **options) for scale in scales]
+        values = torch.stack([torch.stack(pair) for pair in pairs])
         share = 0.5 ** torch.arange(len(scales), device=values.device)
         cross_entropy, dice = (share[:, None] * values).sum(0) / share.sum()
         return {"cross_entropy": cross_entropy, "dice_loss": dice}

@@ -1,6 +1,7 @@
 """From nnU-Net raw folders to codes and tables: unknown is never background, and masks lie on their scan's grid."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -117,6 +118,71 @@ def test_without_a_mask_nothing_is_known(tmp_path):
     assert not case.codes.any()
     assert case.table[0].tolist() == [True, True, True, False, True]
     assert case.drawn == {}
+
+
+def describe(root, **content):
+    (root / "Dataset001_T" / "dataset.json").write_text(json.dumps({"channel_names": {"0": "CT"}} | content))
+
+
+def test_a_dataset_without_masks_shows_what_its_scans_lack(tmp_path):
+    root = raw(tmp_path, rows=[None])
+    shutil.rmtree(root / "Dataset001_T" / "labelsTr")
+    case = load(root, absent=("tumour", "larynx"))
+    assert case.table[0].tolist() == [True, False, True, False, True]
+    plan = PLAN.with_(regions={"gland": ("parotid_right", "mandible")})
+    assert load(root, plan, absent=("gland",)).table[0].tolist() == [True, True, False, True, False]
+    (root / "Dataset001_T" / "dataset.json").unlink()
+    assert load(root, absent=PLAN.classes).table[0].tolist() == [True, False, False, False, False]
+
+
+@pytest.mark.parametrize("stated", [["larynx"], {"p_000": ["larynx"]}])
+def test_dataset_json_may_say_what_is_annotated(tmp_path, stated):
+    root = raw(tmp_path, rows=[None, {"annotated": ["RightParotid"]}])
+    describe(root, labels={"RightParotid": 1, "larynx": 2}, annotated=stated)
+    first, second = list_cases(root, "Dataset001_T")
+    assert (first.annotated, second.annotated) == (("larynx",), ("parotid_right",))  # the manifest has the last word
+    for wrong in ("larynx", {"p_000": "larynx"}):
+        describe(root, labels={"RightParotid": 1, "larynx": 2}, annotated=wrong)
+        with pytest.raises(ConfigError, match="dataset.json: expected `annotated`"):
+            list_cases(root, "Dataset001_T")
+
+
+def test_ignore_labels_are_no_classes(tmp_path):
+    root = raw(tmp_path, rows=[None])
+    names = {"background": 0, "ignore": 1, "rim": 2}
+    describe(root, labels=names | {"larynx": 3}, may_be={"rim": ["background", "larynx"]})
+    (files,) = list_cases(root, "Dataset001_T")
+    assert files.annotated == ("larynx",)
+    case = load(root)
+    assert case.drawn == {}
+    of = lambda value: case.table[np.unique(case.codes[drawn() == value]).item()].astype(int).tolist()  # noqa: E731
+    assert of(0) == [1, 1, 1, 0, 1]  # nobody drew anything but the larynx
+    assert of(1) == [1, 1, 1, 1, 1]
+    assert of(2) == [1, 1, 1, 1, 1]  # background there may be what nobody drew, too
+    assert load(root, absent=("tumour", "mandible", "parotid_right")).table[-1].astype(int).tolist() == [1, 0, 0, 1, 0]
+
+
+def test_a_region_of_the_plan_may_be_annotated_as_a_whole(tmp_path):
+    root = raw(tmp_path, rows=[None])
+    describe(root, labels={"bones": 1, "larynx": 2})
+    plan = PLAN.with_(regions={"bones": ("mandible", "tumour")})
+    case = load(root, plan)
+    assert case.table[0].astype(int).tolist() == [1, 0, 1, 0, 0]  # outside the bones there is none
+    code = np.unique(case.codes[drawn() == 1]).item()
+    assert case.table[code].astype(int).tolist() == [0, 1, 0, 0, 1]  # inside it is one of them
+    assert sorted(case.drawn) == [LARYNX, code]  # and windows are centred on it
+
+
+def test_regions_of_the_dataset(tmp_path):
+    root = raw(tmp_path, rows=[None])
+    describe(root, labels={"throat": [1, 2], "larynx": 2}, regions_class_order=[1, 2])
+    (files,) = list_cases(root, "Dataset001_T")
+    assert files.annotated == ("throat_rest", "larynx")
+    parts = load(root, Plan("t", ("throat_rest", "larynx"), regions={"throat": ("throat_rest", "larynx")}))
+    np.testing.assert_array_equal(parts.codes, drawn())
+    whole = load(root, Plan("t", ("throat",)))  # a plan that knows the whole only
+    np.testing.assert_array_equal(whole.codes, drawn() > 0)
+    assert whole.table[0].tolist() == [True, False]
 
 
 def test_the_orientation_of_the_file_changes_nothing(tmp_path):

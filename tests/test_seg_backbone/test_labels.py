@@ -5,7 +5,7 @@ import json
 import pytest
 
 from seg_backbone.errors import LabelError
-from seg_backbone.labels import LESIONS, MIRRORED, WORDS, canonical, display, read_labels
+from seg_backbone.labels import LESIONS, MIRRORED, WORDS, canonical, display, read_label_file, read_labels
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def test_read_labels(tmp_path):
     assert read_labels(path) == {"spinal_cord": 4}
 
 
-@pytest.mark.parametrize("text", ["{", "[1, 2]", '{"labels": {"tumour": "one"}}', '{"labels": {"tumour": [1, 2]}}'])
+@pytest.mark.parametrize("text", ["{", "[1, 2]", '{"labels": {"tumour": "one"}}', '{"labels": {"tumour": [1, "b"]}}'])
 def test_a_bad_label_file_is_one_line(tmp_path, text):
     path = tmp_path / "dataset.json"
     path.write_text(text)
@@ -91,3 +91,37 @@ def test_two_spellings_of_one_class_do_not_swallow_each_other(tmp_path):
 def test_a_missing_label_file(tmp_path):
     with pytest.raises(LabelError, match="no such file"):
         read_labels(tmp_path / "none.json")
+
+
+def read(tmp_path, **content):
+    (tmp_path / "dataset.json").write_text(json.dumps(content))
+    return read_label_file(tmp_path / "dataset.json")
+
+
+def test_regions_become_classes_of_one_value_and_unions_of_them(tmp_path):
+    brats = {"background": 0, "whole_tumor": [1, 2, 3], "tumor_core": [2, 3], "enhancing": 3}
+    file = read(tmp_path, labels=brats, regions_class_order=[1, 2, 3])
+    assert file.labels == {"whole_tumor_rest": 1, "tumor_core_rest": 2, "enhancing": 3}
+    assert file.regions == {
+        "whole_tumor": ("whole_tumor_rest", "tumor_core_rest", "enhancing"),
+        "tumor_core": ("tumor_core_rest", "enhancing"),
+    }
+    file = read(tmp_path, labels={"kidney": [1, 2], "LeftKidney": 1, "RightKidney": 2})
+    assert (file.labels, file.regions) == (
+        {"kidney_left": 1, "kidney_right": 2},
+        {"kidney": ("kidney_left", "kidney_right")},
+    )
+    file = read(tmp_path, labels={"a": [1, 2], "b": [2, 3]})  # they overlap, neither holds the other
+    assert sorted(file.labels.values()) == [1, 2, 3]
+    assert all(len(parts) == 2 for parts in file.regions.values())
+
+
+def test_several_ignore_labels_of_different_meaning(tmp_path):
+    labels = {"background": 0, "Tumor": 1, "larynx": 2, "ignore": 3, "ignore_b": [5, 6], "rim": 4}
+    file = read(tmp_path, labels=labels, may_be={"rim": ["background", "Tumor"]})
+    assert file.labels == {"tumour": 1, "larynx": 2}
+    assert file.unsure == {3: (), 4: ("background", "tumour"), 5: (), 6: ()}
+    assert read_labels(tmp_path / "dataset.json") == file.labels
+    for may_be in ({"rim": ["liver"]}, {"nothing": ["Tumor"]}, ["rim"]):
+        with pytest.raises(LabelError, match="dataset.json: expected"):
+            read(tmp_path, labels=labels, may_be=may_be)

@@ -119,3 +119,29 @@ def test_without_any_drawn_class_the_dice_is_zero_and_all_is_finite():
     (entropy + dice).backward()
     assert torch.isfinite(entropy)
     assert torch.isfinite(logits.grad).all()
+
+
+def test_focal_turns_to_what_is_hard():
+    logits = logits_of([0.5, 0.2, 0.3], [0.1, 0.6, 0.3])
+    entropy, dice = marginal_loss(logits, codes_of(0, 1), UNKNOWN[None], focal=2.0)
+    assert float(entropy) == pytest.approx(-(0.2**2 * np.log(0.8) + 0.4**2 * np.log(0.6)) / 2, abs=1e-6)
+    assert float(dice) == float(marginal_loss(logits, codes_of(0, 1), UNKNOWN[None])[1])
+    perfect = (40 * torch.eye(3)[:1]).view(1, 3, 1, 1, 1).requires_grad_()
+    marginal_loss(perfect, codes_of(0), KNOWN[None], focal=0.5)[0].backward()  # 0 ^ (0.5 - 1) has no derivative
+    assert torch.isfinite(perfect.grad).all()
+
+
+def test_the_dice_of_a_union_by_hand():
+    union = torch.tensor([[False, True, True]])  # a or u
+    table = torch.tensor([[True, False, False], [False, True, False], [False, True, True], [True, True, True]])
+    logits = logits_of([0.5, 0.2, 0.3], [0.1, 0.6, 0.3], [0.2, 0.3, 0.5], [0.3, 0.3, 0.4])
+    _, dice = marginal_loss(logits, codes_of(0, 1, 2, 3), table[None], unions=union)
+    of_a = 2 * 0.6 / (0.2 + 0.6 + 1)  # voxel 2 is one of the two, voxel 3 anything: unknown
+    of_union = 2 * (0.9 + 0.8) / (0.5 + 0.9 + 0.8 + 2)
+    assert float(dice) == pytest.approx(1 - (of_a + of_union) / 2, abs=1e-4)
+    # only the union was drawn: which of the two it is moves nothing
+    logits = logits_of([0.2, 0.3, 0.5]).requires_grad_()
+    entropy, dice = marginal_loss(logits, codes_of(2), table[None], unions=union)
+    (gradient,) = torch.autograd.grad(entropy + dice, logits)
+    _, a, u = gradient[0, :, 0, 0, 0].tolist()
+    assert a / 0.3 == pytest.approx(u / 0.5)
