@@ -251,7 +251,7 @@ def window_values(plan: Plan) -> float:
     """Numbers alive at once while one window runs: at the finest decoder stage, or the logits where classes are many.
 
     There are the skips of all stages, the concatenated input of the finest (2 x features) and its copy in the layout
-    of the convolution, the output of that and of its norm, see nets/residual_unet.py. Measured: 0.9 to 1.2 times that.
+    of the convolution, the output of that and of its norm, see nets/dynamic_unet.py. Measured: 0.9 to 1.2 times that.
     """
     widths, voxels = plan.network_options["features"], prod(plan.patch)
     skips = sum(width / 8**stage for stage, width in enumerate(widths))

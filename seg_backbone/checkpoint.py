@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,7 @@ from seg_backbone.errors import CheckpointError
 from seg_backbone.plan import Plan
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
 SHIPPED = Path(__file__).parent / "weights"
@@ -34,9 +36,9 @@ def save_model(network: nn.Module, plan: Plan, folder: str | Path, half: bool = 
     from seg_backbone.io import replacing
 
     folder = Path(folder)
-    state = {key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()}
+    state = {key: value.detach().cpu().contiguous() for key, value in own_weights(network).items()}
     with replacing(folder / WEIGHTS) as temporary:
-        save_file({k: v.half() if half else v for k, v in state.items()}, temporary)
+        save_file({k: v.half() if half and v.is_floating_point() else v for k, v in state.items()}, temporary)
     with replacing(folder / PLAN) as temporary:
         temporary.write_text(plan.to_json())
     return folder
@@ -55,12 +57,18 @@ def load_model(name: str | Path) -> tuple[nn.Module, Plan, str]:
     network = build_network(plan.network, len(plan.ct_windows_hu), len(plan.classes) + 1, plan.network_options)
     data = (folder / WEIGHTS).read_bytes()
     try:
-        state = {key: value.float() for key, value in load(data).items()}
+        state = {key: value.float() if value.is_floating_point() else value for key, value in load(data).items()}
     except SafetensorError as error:
         raise CheckpointError(folder / WEIGHTS, "safetensors", str(error), "fetch the model again") from None
-    wanted = {key: value.shape for key, value in network.state_dict().items()}
+    wanted = {key: value.shape for key, value in own_weights(network).items()}
     if {key: value.shape for key, value in state.items()} != wanted:
         raise CheckpointError(folder, "weights that fit plan.json", "other layers or shapes", "fetch the model again")
-    network.load_state_dict(state)
+    network.load_state_dict(state, strict=False)
     network.eval().to(memory_format=torch.channels_last_3d)
     return network, plan, hashlib.sha256(data).hexdigest()[:12]
+
+
+def own_weights(network: nn.Module) -> dict[str, torch.Tensor]:
+    """The state of a network, each tensor under one name: nnU-Net's networks register most of theirs three times."""
+    names = {name for name, _ in chain(network.named_parameters(), network.named_buffers())}
+    return {name: value for name, value in network.state_dict().items() if name in names}

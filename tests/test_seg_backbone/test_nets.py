@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from seg_backbone.errors import ConfigError
-from seg_backbone.nets import NETWORKS, build_network
+from seg_backbone.nets import NETWORKS, build_classifier, build_network
 
 TINY = {"features": (3, 4, 5, 6, 7), "blocks": (1, 1, 2, 1, 1), "strides": (1, 2, 2, 2, 2)}
 
@@ -58,9 +58,100 @@ def test_an_unknown_name_lists_the_known_ones():
 
 
 @pytest.mark.parametrize(
-    ("options", "words"),
-    [({"depth": 3}, "options of residual_unet.*depth"), ({"features": (4, 8)}, "differ in length")],
+    ("name", "options", "words"),
+    [
+        ("residual_unet", {"depth": 3}, "options of residual_unet.*depth"),
+        ("residual_unet", {"features": (4, 8)}, "expected options of residual_unet"),
+        ("resenc_unet", {"strides": [1, 2]}, "features, strides and kernels differ in length"),
+        ("plain_unet", {"kernels": [[3, 3]] * 6}, "one number or three"),
+        ("plain_unet", {"features": [4]}, "two stages or more"),
+        ("segresnet", {"width": 10}, "options of segresnet.*width"),
+        ("segresnet", {"down": [1, 2]}, "one entry less"),
+    ],
 )
-def test_options_that_do_not_fit(options, words):
-    with pytest.raises(ConfigError, match=words):
-        build_network("residual_unet", 2, 3, options)
+def test_options_that_do_not_fit(name, options, words):
+    with pytest.raises(ConfigError, match=words) as caught:
+        build_network(name, 2, 3, options)
+    assert "\n" not in str(caught.value)
+
+
+THICK = {
+    "features": (4, 6, 8),
+    "strides": ((1, 1, 1), (2, 2, 1), (2, 2, 2)),
+    "kernels": ((3, 3, 1), (3, 3, 3), (3, 3, 3)),
+}
+
+
+@pytest.mark.parametrize("name", ["plain_unet", "resenc_unet"])
+def test_strides_and_kernels_of_each_axis(name):
+    torch.manual_seed(0)
+    network = build_network(name, 3, 2, THICK).eval()
+    x = torch.randn(1, 3, 16, 12, 6)
+    with torch.inference_mode():
+        maps = network.encoder(x)
+        assert [tuple(m.shape[1:]) for m in maps] == [(4, 16, 12, 6), (6, 8, 6, 6), (8, 4, 3, 3)]
+        assert network(x).shape == (1, 2, 16, 12, 6)
+        torch.testing.assert_close(network(x), network.decoder(maps))
+    kernels = {tuple(p.shape[2:]) for key, p in network.encoder.stages[0].named_parameters() if p.ndim == 5}
+    assert kernels <= {(3, 3, 1), (1, 1, 1)} and (3, 3, 1) in kernels
+
+
+@pytest.mark.parametrize("name", ["plain_unet", "resenc_unet", "residual_unet"])
+def test_deep_supervision_is_a_list_in_training_only(name):
+    torch.manual_seed(0)
+    options = {"features": (4, 6, 8), "strides": ((1, 1, 1), (2, 2, 1), (2, 2, 2)), "deep_supervision": True}
+    options |= {} if name == "plain_unet" else {"blocks": (1, 1, 1)}
+    network = build_network(name, 2, 3, options)
+    x = torch.randn(1, 2, 16, 16, 4)
+    logits = network(x)
+    assert [tuple(part.shape[1:]) for part in logits] == [(3, 16, 16, 4), (3, 8, 8, 4)]
+    sum(part.square().sum() for part in logits).backward()
+    assert all(p.grad is not None for p in network.parameters())
+    network.eval()
+    torch.testing.assert_close(network(x), logits[0])
+    assert isinstance(network.train()(x), list)
+    plain = build_network(name, 2, 3, {key: value for key, value in options.items() if key != "deep_supervision"})
+    assert {k: v.shape for k, v in plain.state_dict().items()} == {k: v.shape for k, v in network.state_dict().items()}
+    assert plain.train()(x).shape == (1, 3, 16, 16, 4)
+
+
+def test_the_presets_are_nnunets():
+    with torch.device("meta"):
+        plans = {size: build_network(f"resenc_unet_{size}", 1, 2, {}) for size in "sml"}
+        plain = build_network("plain_unet", 1, 2, {})
+    blocks = {size: [len(stage.blocks) for stage in network.encoder.stages] for size, network in plans.items()}
+    assert blocks == {"s": [1, 1, 2, 2, 2], "m": [1, 3, 4, 6, 6, 6], "l": [1, 3, 4, 6, 6, 6, 6]}
+    assert plans["m"].encoder.output_channels == plain.encoder.output_channels == [32, 64, 128, 256, 320, 320]
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "maps"),
+    [
+        ("segresnet", {"features": 8}, [(8, 64), (16, 32), (32, 16), (64, 8)]),
+        (
+            "swin_unetr",
+            {"features": 12, "depths": (1, 1, 1, 1)},
+            [(12, 64), (12, 32), (24, 16), (48, 8), (96, 4), (192, 2)],
+        ),
+    ],
+)
+def test_monais_networks_in_two_halves(name, options, maps):
+    torch.manual_seed(0)
+    network = build_network(name, 1, 3, options).eval()
+    x = torch.randn(1, 1, 64, 64, 64)
+    with torch.inference_mode():
+        found = network.encoder(x)
+        assert [(m.shape[1], m.shape[2]) for m in found] == maps
+        # MONAI's own forward pass, which ours replaces
+        torch.testing.assert_close(network.decoder(found), type(network).__mro__[1].forward(network, x))
+        assert network(x).shape == (1, 3, 64, 64, 64)
+
+
+def test_the_classifier_of_windows():
+    network = build_classifier("resnet18", 2, 1, {"features": (4, 8, 8, 16)}).eval()
+    with torch.inference_mode():
+        assert network(torch.randn(3, 2, 48, 40, 32)).shape == (3, 1)
+    with pytest.raises(ConfigError, match=r"\['resnet18'\].*'resnet'"):
+        build_classifier("resnet", 1, 1, {})
+    with pytest.raises(ConfigError, match="four entries"):
+        build_classifier("resnet18", 1, 1, {"features": (4, 8)})
