@@ -33,7 +33,8 @@ class Efficiency:
     """One run of a command.
 
     seconds: (n,) time of each reading since the start. rss_mb, gpu_mb: (n,) MB; gpu_mb None without an NVIDIA device.
-    gpu_before_mb: in use on the device before the start. phases: name -> seconds, as the command's own report says.
+    gpu_before_mb: in use on the device before the start. spans: (phase, start, end) in seconds since the start, one a
+    phase and scan, as the command's own report says; they may overlap. None without such a report.
     """
 
     command: tuple[str, ...]
@@ -43,7 +44,20 @@ class Efficiency:
     rss_mb: np.ndarray
     gpu_mb: np.ndarray | None = None
     gpu_before_mb: float | None = None
-    phases: dict[str, float] | None = None
+    spans: tuple[tuple[str, float, float], ...] | None = None
+
+    @property
+    def phases(self) -> dict[str, float] | None:
+        """Seconds by phase, summed over scans, and of no phase ("outside"); phases may overlap."""
+        if self.spans is None:
+            return None
+        phases: dict[str, float] = {}
+        outside, last = 0.0, 0.0
+        for name, start, end in sorted(self.spans, key=lambda span: span[1]):
+            phases[name] = phases.get(name, 0.0) + end - start
+            outside += max(0.0, start - last)
+            last = max(last, end)
+        return {**phases, "outside": outside + max(0.0, self.wall_seconds - last)}
 
     def metrics(self) -> dict[str, Any]:
         """The content of efficiency.json."""
@@ -59,6 +73,7 @@ class Efficiency:
             "rss": self._of_curve(self.rss_mb),
             "gpu": gpu,
             "phases": self.phases,
+            "spans": self.spans,
         }
 
     def rows(self) -> list[dict[str, Any]]:
@@ -80,9 +95,9 @@ class Efficiency:
             notes.append("No NVIDIA device: GPU memory was not read.")
         title = f"{self.wall_seconds:.2f} s, exit code {self.exit_code}: {' '.join(self.command)}"
         tables = [Table(title, ["memory", "peak MB", "area MB s", "official area MB s"], memory, notes)]
-        if self.phases:
-            rows = [[name, f"{value:.2f}", f"{value / self.wall_seconds:.0%}"] for name, value in self.phases.items()]
-            tables.append(Table("Phases", ["phase", "seconds", "share"], rows))
+        if phases := self.phases:
+            rows = [[name, f"{value:.2f}", f"{value / self.wall_seconds:.0%}"] for name, value in phases.items()]
+            tables.append(Table("Phases; those of several threads overlap", ["phase", "seconds", "share"], rows))
         return tables
 
     def _of_curve(self, mb: np.ndarray) -> dict[str, float]:
@@ -115,15 +130,15 @@ def measure(command: Sequence[str], gpu: int = 0) -> Efficiency:
 
     gpu: NVML index of the device to read. The command's standard output goes to standard error, so that standard output
     is free for the figures; it inherits everything else. A `--report FILE` among its arguments that it wrote as
-    `vlm segment` does gives the phases: seconds of each, summed over scans, and "outside" for the rest of the wall time
-    (interpreter start, imports, weights, writing), which a challenge counts too.
+    `vlm segment` does gives the phases: import, load (weights), read, preprocess, network, export, measure and write.
+    What is in none of them (starting the interpreter, leaving it) a challenge counts too.
     Raises ConfigError where the command cannot be started or `gpu` is not there on a machine that has NVIDIA devices.
     """
     report = _report_of(command)
     written_before = _modified(report)
     with _gpu_memory(gpu) as read_gpu:
         before = read_gpu()
-        start = time.perf_counter()
+        start, clock = time.perf_counter(), time.time()
         try:
             process = subprocess.Popen(command, stdout=2)  # 2: standard error
         except OSError as error:
@@ -149,7 +164,7 @@ def measure(command: Sequence[str], gpu: int = 0) -> Efficiency:
             ended.set()
             reader.join()
     seconds, rss, used = zip(*readings, strict=True)
-    phases = _read_phases(report, wall) if report is not None and _modified(report) != written_before else None
+    spans = _read_spans(report, clock) if report is not None and _modified(report) != written_before else None
     return Efficiency(
         tuple(command),
         exit_code,
@@ -158,7 +173,7 @@ def measure(command: Sequence[str], gpu: int = 0) -> Efficiency:
         np.array(rss),
         None if before is None else np.array(used, dtype=float),
         before,
-        phases,
+        spans,
     )
 
 
@@ -215,14 +230,11 @@ def _modified(path: Path | None) -> int | None:
     return path.stat().st_mtime_ns if path is not None and path.is_file() else None
 
 
-def _read_phases(report: Path, wall_seconds: float) -> dict[str, float] | None:
-    """Seconds by phase, summed over the scans of a `vlm segment` report; None for a file of another kind."""
+def _read_spans(report: Path, clock: float) -> tuple[tuple[str, float, float], ...] | None:
+    """The spans of a `vlm segment` report, in seconds since the time of day `clock`; None for any other file."""
     try:
         entries = json.loads(report.read_text(encoding="utf-8"))
-        phases: dict[str, float] = {}
-        for entry in entries:
-            for name, value in entry.get("seconds", {}).items():
-                phases[name] = phases.get(name, 0.0) + float(value)
+        spans = [(name, span) for entry in entries for name, span in entry.get("spans", {}).items()]
+        return tuple((name, float(start) - clock, float(end) - clock) for name, (start, end) in spans) or None
     except (ValueError, TypeError, AttributeError):
         return None
-    return {**phases, "outside": wall_seconds - sum(phases.values())} if phases else None

@@ -16,16 +16,24 @@ if TYPE_CHECKING:
 
 
 def plot_memory(results: Efficiency, path: str | Path) -> Path:
-    """Memory over time: host, and GPU where it was read, one panel each."""
+    """Memory over time: host, and GPU where it was read, one panel each; below them the phases where known."""
     curves = {"host, MB": results.rss_mb}
     if results.gpu_mb is not None:
         curves["GPU, MB"] = results.gpu_mb
-    figure = Figure(figsize=(8, 2.6 * len(curves)), layout="constrained")
+    panels = len(curves) + bool(results.spans)
+    figure = Figure(figsize=(8, 2.6 * panels), layout="constrained")
     for place, (name, mb) in enumerate(curves.items(), 1):
-        axes = figure.add_subplot(len(curves), 1, place)
+        axes = figure.add_subplot(panels, 1, place)
         axes.fill_between(results.seconds, mb, alpha=0.3)
         axes.plot(results.seconds, mb)
         axes.set(ylabel=name, xlim=(0, results.wall_seconds), ylim=(0, None))
+    if results.spans:
+        axes = figure.add_subplot(panels, 1, panels)
+        names = list(dict.fromkeys(name for name, _, _ in results.spans))
+        for name, start, end in results.spans:
+            axes.broken_barh([(start, end - start)], (names.index(name) - 0.4, 0.8))
+        axes.set_yticks(range(len(names)), names)
+        axes.set(xlim=(0, results.wall_seconds), ylim=(len(names) - 0.5, -0.5))
     axes.set_xlabel("seconds since the start")
     return _save(figure, path)
 

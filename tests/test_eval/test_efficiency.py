@@ -12,6 +12,9 @@ from typer.testing import CliRunner
 
 from eval.efficiency import area, measure, official_area
 from seg_backbone.errors import ConfigError
+from seg_backbone.geometry import Grid
+from seg_backbone.io import write_volume
+from seg_backbone.volume import Volume
 from vlm.cli.evaluate import app
 
 
@@ -78,20 +81,36 @@ def test_device_memory_is_total_minus_free(device):
 
 def test_phases_of_a_segment_report(no_device, tmp_path):
     report = tmp_path / "report.json"
-    entries = [
-        {"case": "a", "seconds": {"read": 0.01, "network": 0.02}},
-        {"case": "b", "error": "broken"},
-        {"case": "c", "seconds": {"read": 0.005}},
-    ]
-    write = "import pathlib, sys; pathlib.Path(sys.argv[-1].split('=')[-1]).write_text(sys.argv[1])"
+    write = (
+        "import json, pathlib, sys, time; now = time.time(); time.sleep(0.3);"
+        "entries = [{'spans': {'read': (now, now + 0.1), 'network': (now + 0.1, now + 0.15)}}, {'error': 'broken'},"
+        " {'spans': {'read': (now + 0.05, now + 0.25)}}];"
+        "pathlib.Path(sys.argv[-1].split('=')[-1]).write_text(json.dumps(entries))"
+    )
     for named in (["--report", str(report)], [f"--report={report}"]):
-        results = measure(python(write, json.dumps(entries), *named))
+        results = measure(python(write, *named))
         assert results.phases is not None
-        assert results.phases["read"] == pytest.approx(0.015)
-        assert sum(results.phases.values()) == pytest.approx(results.wall_seconds)
+        assert results.phases["read"] == pytest.approx(0.3, abs=1e-5)  # of two scans
+        assert results.phases["network"] == pytest.approx(0.05, abs=1e-5)
+        assert results.phases["outside"] == pytest.approx(results.wall_seconds - 0.25, abs=1e-5)  # they overlap
+        assert all(0 <= start < end <= results.wall_seconds for _, start, end in results.spans)
     assert measure(python("", "--report", str(report))).phases is None  # left by an earlier run
-    for other in ('{"kind": "other"}', "not JSON", "[]"):
+    write = "import pathlib, sys; pathlib.Path(sys.argv[-1]).write_text(sys.argv[1])"
+    for other in ('{"kind": "other"}', "not JSON", "[]", '[{"seconds": {"read": 1}}]', '[{"spans": {"read": 1}}]'):
         assert measure(python(write, other, "--report", str(report))).phases is None
+
+
+def test_a_segment_command_tells_its_phases(no_device, tmp_path):
+    scan, out = tmp_path / "scan.nii.gz", tmp_path / "out"
+    values = np.random.default_rng(0).integers(-1000, 900, (20, 18, 16)).astype(np.int16)
+    write_volume(Volume(values, Grid(values.shape, np.diag([4.0, 4.0, 4.0, 1.0])), "CT"), scan)
+    segment = [sys.executable, "-m", "vlm.cli", "segment", "--fast", "--runtime", "torch", "--device", "cpu"]
+    result = run("-o", out, "--json", "--", *segment, scan, "-o", out / "masks", "--report", out / "report.json")
+    assert result.exit_code == 0, result.output
+    phases = json.loads(result.stdout)["phases"]
+    parts = ("import", "load", "read", "preprocess", "network", "export", "measure", "write", "outside")
+    assert set(parts) <= set(phases) and all(seconds >= 0 for seconds in phases.values())
+    assert "| network |" in (out / "efficiency.md").read_text()
 
 
 def test_command_line(device, tmp_path):

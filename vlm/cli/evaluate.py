@@ -162,7 +162,7 @@ def efficiency(
 ) -> None:
     """Run a command; report its wall time, peak memory and area under the memory-time curve. Exit code 1 if it failed.
 
-    The command's standard output goes to standard error. Phases are shown when it wrote a `vlm segment --report FILE`.
+    The command's standard output goes to standard error. Phases are shown when it is `vlm segment ... --report FILE`.
     """
     from eval.efficiency import measure
 

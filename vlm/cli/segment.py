@@ -9,9 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from seg_backbone.lesions import Instance
     from seg_backbone.predict import Segmentation
     from seg_backbone.volume import Volume
+
+Span = tuple[float, float]  # time of day in seconds, start and end
 
 
 def segment(
@@ -49,37 +53,61 @@ def segment(
     """
     import json
     import time
-    from concurrent.futures import Future, ThreadPoolExecutor, wait
 
+    begun = time.time()
     scans = collect(paths, out)
 
-    from torch import OutOfMemoryError
-
     from seg_backbone.errors import InputError
-    from seg_backbone.governor import Budget
     from seg_backbone.io import read_volume, replacing, write_mask
     from seg_backbone.labels import to_scheme
-    from seg_backbone.predict import Segmenter
+    from seg_backbone.stream import stream
     from seg_backbone.table import write_statistics
     from vlm.cli.progress import stages
 
-    Budget(max_ram_mb, max_gpu_mb, max_seconds)  # an impossible cap is told before the weights load
-    segmenter = Segmenter.load(model, device, runtime)
-    entries: dict[str, dict[str, Any]] = {}
     found: list[tuple[str, Instance]] = []
     names: dict[str, int] = {}
-    failures: list[Exception] = []
-    broken = (InputError, OSError, MemoryError, OutOfMemoryError)
+    once: dict[str, Span] = {}  # what the run pays once, told with its first scan
 
-    def read(scan: Path) -> tuple[Volume, float]:
-        started = time.perf_counter()
+    def read(item: tuple[str, Path]) -> tuple[Volume, Span]:
+        started = time.time()
         if dicom_seg:
             from seg_backbone.io.dicom_seg import require_dicom
 
-            require_dicom(scan)
-        return read_volume(scan, modality), time.perf_counter() - started
+            require_dicom(item[1])
+        return read_volume(item[1], modality), (started, time.time())
 
-    def write(case: str, scan: Path, volume: Volume, result: Segmentation) -> dict[str, Any]:
+    def prepare() -> Callable[[tuple[Volume, Span]], tuple[Volume, Segmentation]]:
+        from seg_backbone.governor import Budget
+        from seg_backbone.predict import Segmenter
+
+        once["import"] = (begun, time.time())
+        Budget(max_ram_mb, max_gpu_mb, max_seconds)  # an impossible cap is told before the weights load
+        segmenter = Segmenter.load(model, device, runtime)
+        once["load"] = (once["import"][1], time.time())
+
+        def work(scan: tuple[Volume, Span]) -> tuple[Volume, Segmentation]:
+            volume, reading = scan
+            started = time.time()
+            result = segmenter(
+                volume,
+                fast=fast,
+                progress=lambda done, total: progress("windows", done, total),
+                max_gpu_mb=max_gpu_mb,
+                max_ram_mb=max_ram_mb,
+                max_seconds=None if max_seconds is None else max(max_seconds - (reading[1] - reading[0]), 1e-3),
+                verify_skips=verify_skips,
+            )
+            parts = {**once, **_spans(started, result.report["seconds"]), "read": reading}
+            once.clear()
+            result.report["seconds"] = {name: round(end - start, 3) for name, (start, end) in parts.items()}
+            result.report["spans"] = parts
+            return volume, result
+
+        return work
+
+    def write(item: tuple[str, Path], work: tuple[Volume, Segmentation]) -> dict[str, Any]:
+        (case, scan), (volume, result) = item, work
+        started = time.time()
         mask, dropped = to_scheme(result.mask, labels)
         written = write_mask(mask, out / f"{case}.nii.gz")
         if dicom_seg:
@@ -93,64 +121,27 @@ def segment(
             write_preview(volume, result.mask, result.instances, out / f"{case}.png")
         found.extend((case, instance) for instance in result.instances)
         names.update(mask.labels)
-        return {"output": str(written), "labels": mask.labels, "dropped_classes": dropped, **result.report}
+        report = result.report
+        report["spans"]["write"] = (started, time.time())
+        report["seconds"]["write"] = round(time.time() - started, 3)
+        return {"output": str(written), "labels": mask.labels, "dropped_classes": dropped, **report}
 
-    def fail(case: str, scan: Path, error: Exception) -> None:
-        line = " ".join(f"{error}".splitlines()) or type(error).__name__
-        print(f"error: {line}", file=sys.stderr)
-        failures.append(error)
-        entries[case] = {"case": case, "source": str(scan), "error": line}
-
-    def finish(case: str, scan: Path, writing: Future[dict[str, Any]]) -> None:
-        try:
-            entries[case] = {"case": case, "error": None, **writing.result()}
-        except broken as error:
-            fail(case, scan, error)
-
-    # one scan is read and one mask written while the network works on another; under a cap on memory one at a time
-    overlap = max_ram_mb is None
-    order = list(scans.items())
-    with stages() as progress, ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
-        ahead: Future[tuple[Volume, float]] | None = None
-        behind: tuple[str, Path, Future[dict[str, Any]]] | None = None
-        for number, (case, scan) in enumerate(order):
-            progress("scans", number, len(scans))
-            reading = ahead or reader.submit(read, scan)
-            wait([reading])
-            ahead = reader.submit(read, order[number + 1][1]) if overlap and number + 1 < len(order) else None
-            try:
-                volume, seconds = reading.result()
-                result = segmenter(
-                    volume,
-                    fast=fast,
-                    progress=lambda done, total: progress("windows", done, total),
-                    max_gpu_mb=max_gpu_mb,
-                    max_ram_mb=max_ram_mb,
-                    max_seconds=None if max_seconds is None else max(max_seconds - seconds, 1e-3),
-                    verify_skips=verify_skips,
-                )
-            except broken as error:
-                fail(case, scan, error)
-                continue
-            result.report["seconds"]["read"] = round(seconds, 3)
-            if behind:
-                finish(*behind)
-            behind = (case, scan, writer.submit(write, case, scan, volume, result))
-            if not overlap:
-                finish(*behind)
-                behind = None
-            if set(result.report["not_trained_for"]) == set(result.report["classes"]):
-                note = f"{result.report['model']} was not trained on {volume.modality}; its mask is empty"
-                print(f"note: {scan}: {note}", file=sys.stderr)
-            if verify_skips:
-                skipped = result.report["skipped"]
-                note = f"{skipped['air']} windows of air skipped, {skipped['voxels_that_differ']} voxels differ"
-                print(f"note: {scan}: {note}", file=sys.stderr)
-            del volume, result, reading
-        if behind:
-            finish(*behind)
-        progress("scans", len(scans), len(scans))
-    text = json.dumps([entries[case] for case in scans], indent=2) + "\n"
+    entries: list[dict[str, Any]] = []
+    failures: list[Exception] = []
+    with stages() as progress:
+        progress("scans", 0, len(scans))
+        # under a cap on memory one scan at a time
+        for (case, scan), entry in stream([*scans.items()], read, prepare, write, overlap=max_ram_mb is None):
+            if isinstance(entry, Exception):
+                line = " ".join(f"{entry}".splitlines()) or type(entry).__name__
+                print(f"error: {line if isinstance(entry, InputError) else f'{scan}: {line}'}", file=sys.stderr)
+                failures.append(entry)
+                entries.append({"case": case, "source": str(scan), "error": line})
+            else:
+                entries.append({"case": case, "error": None, **entry})
+                _note(scan, entry)
+            progress("scans", len(entries), len(scans))
+    text = json.dumps(entries, indent=2) + "\n"
     if len(failures) < len(scans):
         with replacing(out / "labels.json") as temporary:
             temporary.write_text(json.dumps(names, indent=2) + "\n", encoding="utf-8")
@@ -166,6 +157,27 @@ def segment(
     if failures:
         users = len(failures) == len(scans) and all(isinstance(error, InputError) for error in failures)
         raise typer.Exit(2 if users else 1)
+
+
+def _note(scan: Path, entry: dict[str, Any]) -> None:
+    """What a user should know of a scan that went well, on stderr."""
+    if set(entry["not_trained_for"]) == set(entry["classes"]):
+        print(
+            f"note: {scan}: {entry['model']} was not trained on {entry['modality']}; its mask is empty", file=sys.stderr
+        )
+    skipped = entry["skipped"]
+    if skipped["voxels_that_differ"] is not None:
+        note = f"{skipped['air']} windows of air skipped, {skipped['voxels_that_differ']} voxels differ"
+        print(f"note: {scan}: {note}", file=sys.stderr)
+
+
+def _spans(start: float, seconds: dict[str, float]) -> dict[str, Span]:
+    """Start and end of parts that follow each other, as the time of day in seconds."""
+    spans = {}
+    for name, length in seconds.items():
+        spans[name] = (start, start + length)
+        start += length
+    return spans
 
 
 def collect(paths: list[Path], out: Path) -> dict[str, Path]:
