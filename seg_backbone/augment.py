@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from seg_backbone.cases import TrainingCase
-from seg_backbone.labels import MIRRORED
+from seg_backbone.labels import other_side
 from seg_backbone.plan import Plan
 from seg_backbone.preprocess import MR_FLAG, PAD
 
@@ -87,9 +87,8 @@ def draw_window(
 def mirror_codes(codes: torch.Tensor, plan: Plan) -> torch.Tensor:
     """Swap the ids of classes that have a side (left parotid <-> right parotid)."""
     table = torch.arange(256, dtype=torch.uint8)
-    for name, other in MIRRORED.items():
-        if name in plan.labels and other in plan.labels:
-            table[plan.labels[name]] = plan.labels[other]
+    for name, value in plan.labels.items():
+        table[value] = plan.labels.get(other_side(name) or name, value)
     return table[codes.long()]
 
 

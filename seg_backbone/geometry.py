@@ -67,6 +67,13 @@ class Grid:
         world = self.voxel_to_world(corners)
         return world.min(0), world.max(0)
 
+    def cropped(self, box: tuple[slice, ...]) -> Grid:
+        """The part inside an index box: the same voxels at the same places in the world."""
+        affine = self.affine.copy()
+        affine[:3, 3] = self.voxel_to_world(np.array([side.start for side in box]))
+        shape = [side.stop - side.start for side in box]
+        return Grid((shape[0], shape[1], shape[2]), affine)
+
     def same_as(self, other: Grid, tolerance_mm: float = 1e-2) -> bool:
         """True where both have one shape and every corner lies within `tolerance_mm`."""
         if self.shape != other.shape:

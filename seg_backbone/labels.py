@@ -82,7 +82,7 @@ FLARE23_LABELS = {
 }
 FLARE24_LABELS = {"tumour": 1}
 SCHEMES = {"flare23": FLARE23_LABELS, "flare24": FLARE24_LABELS}
-MIRRORED = {"parotid_right": "parotid_left", "parotid_left": "parotid_right"}
+SIDES = {"left": "right", "right": "left"}
 
 
 def canonical(name: str) -> str:
@@ -98,6 +98,12 @@ def canonical(name: str) -> str:
         if plain == known or words in spellings or words.replace(" ", "") == known.replace("_", ""):
             return known
     return plain
+
+
+def other_side(name: str) -> str | None:
+    """The class that a mirror makes of one: `parotid_left` -> "parotid_right"; None for a class without a side."""
+    structure, _, side = name.rpartition("_")
+    return f"{structure}_{SIDES[side]}" if side in SIDES else None
 
 
 def display(name: str) -> str:

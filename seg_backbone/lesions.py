@@ -144,7 +144,7 @@ def find_instances(
         for rank, n in enumerate(kept, start=1):
             piece = pieces[boxes[n]] == n
             crop = tuple(slice(p.start + b.start, p.start + b.stop) for p, b in zip(place, boxes[n], strict=True))
-            grid = _cropped(mask.grid, crop)
+            grid = mask.grid.cropped(crop)
             axes, box, diameter_mm = axial_axes(piece, grid), box_of(piece, grid), diameter_3d_mm(piece, grid)
             assert axes is not None and box is not None and diameter_mm is not None, "a component is never empty"
             x, y, z = centers[n].tolist()
@@ -173,13 +173,6 @@ def find_instances(
             )
             where[crop][piece] = len(found)
     return Instances(found, where)
-
-
-def _cropped(grid: Grid, crop: tuple[slice, ...]) -> Grid:
-    """The part of `grid` inside an index box: the same voxels at the same places in the world."""
-    affine = grid.affine.copy()
-    affine[:3, 3] = grid.voxel_to_world(np.array([s.start for s in crop]))
-    return Grid((crop[0].stop - crop[0].start, crop[1].stop - crop[1].start, crop[2].stop - crop[2].start), affine)
 
 
 def _named_side(label: str) -> str | None:

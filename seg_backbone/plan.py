@@ -11,6 +11,22 @@ from seg_backbone.errors import CheckpointError
 
 
 @dataclass(frozen=True)
+class Region:
+    """How a low-resolution pass finds the part of a scan that is worth looking at.
+
+    stride: the pass sees every n-th voxel of the working grid, by axis. threshold: foreground probability above which a
+    voxel counts. margin_mm: padding of the box around them.
+    """
+
+    stride: tuple[int, int, int] = (2, 2, 2)
+    threshold: float = 0.05
+    margin_mm: float = 32.0
+
+    def __post_init__(self) -> None:
+        assert all(n >= 1 for n in self.stride) and 0 < self.threshold < 1 and self.margin_mm >= 0
+
+
+@dataclass(frozen=True)
 class Plan:
     """A readable, editable recipe for one segmentation model.
 
@@ -19,7 +35,9 @@ class Plan:
     regions: name of a union -> its classes, for what overlaps (whole tumour: core and oedema); trained and scored too.
     trained_on: modality -> classes that were annotated in training scans of it; anything else is untrained.
     minimum_ml: predicted components below this volume are dropped. single: classes that keep only their largest
-    component, because anatomy has one. network / network_options: see seg_backbone.nets.
+    component, because anatomy has one. network / network_options: see seg_backbone.nets. mirror_axes: those that
+    training mirrored, of (right, anterior, superior); mirror_swaps_sides: a mirrored left organ was taught as the right
+    one. region: the low-resolution pass of fast mode; None where it does not pay, or loses what the windows find.
     """
 
     name: str
@@ -34,12 +52,16 @@ class Plan:
     trained_on: dict[str, tuple[str, ...]] = field(default_factory=dict)
     minimum_ml: dict[str, float] = field(default_factory=dict)
     single: tuple[str, ...] = ()
+    mirror_axes: tuple[int, ...] = (0,)
+    mirror_swaps_sides: bool = True
+    region: Region | None = None
 
     def __post_init__(self) -> None:
         assert len(set(self.classes)) == len(self.classes) > 0, "class names must differ"
         assert {part for parts in self.regions.values() for part in parts} <= set(self.classes), "regions name classes"
         assert not set(self.regions) & set(self.classes), "a region has a class's name"
         assert all(s > 0 for s in self.spacing_mm) and 0 < self.step <= 1
+        assert set(self.mirror_axes) <= {0, 1, 2}, "mirror_axes are among 0, 1, 2"
 
     @property
     def labels(self) -> dict[str, int]:
@@ -64,6 +86,9 @@ class Plan:
             data["ct_windows_hu"] = tuple(tuple(window) for window in data["ct_windows_hu"])
             data["regions"] = {name: tuple(parts) for name, parts in data.get("regions", {}).items()}
             data["trained_on"] = {modality: tuple(names) for modality, names in data["trained_on"].items()}
+            data["mirror_axes"] = tuple(data.get("mirror_axes", (0,)))
+            if data.get("region"):
+                data["region"] = Region(**data["region"] | {"stride": tuple(data["region"]["stride"])})
             return Plan(**data)
         except (OSError, ValueError, TypeError, KeyError, AttributeError, AssertionError) as error:
             raise CheckpointError(

@@ -8,25 +8,26 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import cc3d
 import numpy as np
 import torch
 
-from seg_backbone.boxes import bounds
 from seg_backbone.checkpoint import load_model
 from seg_backbone.errors import ConfigError, ScanError
+from seg_backbone.export import INTERPOLATIONS, argmax_slabs
+from seg_backbone.features import Collector, Features
 from seg_backbone.geometry import Grid, to_canonical
 from seg_backbone.governor import MB, Budget, Choice, Work, choose, peak_ram_mb, ram_mb, window_mb
 from seg_backbone.io import read_volume
+from seg_backbone.labels import other_side
 from seg_backbone.lesions import Instances, find_instances
-from seg_backbone.plan import Plan
+from seg_backbone.plan import Plan, Region
+from seg_backbone.postprocess import clean
 from seg_backbone.preprocess import preprocess
-from seg_backbone.resample import argmax_slabs
 from seg_backbone.runtimes import (
     DRIFT_DICE,
     Forward,
@@ -36,23 +37,22 @@ from seg_backbone.runtimes import (
     require_runtime,
     torch_runtime,
 )
-from seg_backbone.sliding_window import body_mask, pad_to_patch, predict_logits, window_starts
+from seg_backbone.skips import (
+    Start,
+    Tiling,
+    body_mask,
+    difference,
+    region_of_interest,
+    skip_report,
+    strided,
+    windows_without,
+)
+from seg_backbone.sliding_window import BLENDINGS, Network, mirrored, pad_to_patch, predict_blocks
 from seg_backbone.volume import MODALITIES, Mask, Volume, guess_modality
 
 FAST_STEP = 0.8  # share of a window between neighbours in fast mode; FLARE's winners use 0.7 to 0.8
 GPU_BATCH = 4  # windows at once on a GPU; on a CPU more than one gains nothing
-
-
-@dataclass(frozen=True, eq=False)
-class Features:
-    """What the encoder saw, as points in the patient.
-
-    vectors: stage -> (n, channels) float32; positions_mm: stage -> (n, 3) float32 world mm, the centre of the
-    region behind each vector. Stages are counted from fine (0) to coarse (-1); only the kept ones are here.
-    """
-
-    vectors: dict[int, np.ndarray]
-    positions_mm: dict[int, np.ndarray]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,6 +66,25 @@ class Segmentation:
     instances: Instances
     features: Features
     report: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How windows are laid, blended and exported, see `Segmenter.__call__`. Raises ConfigError for what is none."""
+
+    step: float
+    blending: str = "gaussian"
+    mirror: bool = False
+    export: str = "linear"
+    fast: bool = False
+    roi: bool | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 < self.step <= 1:
+            raise ConfigError("--step", "a share above 0 and up to 1", f"{self.step:g}", "0.5 to 0.8 is usual")
+        for flag, value, known in (("--blending", self.blending, BLENDINGS), ("--export", self.export, INTERPOLATIONS)):
+            if value not in known:
+                raise ConfigError(flag, f"one of {', '.join(known)}", repr(value), "choose one of them")
 
 
 class Segmenter:
@@ -104,57 +123,64 @@ class Segmenter:
         max_ram_mb: float | None = None,
         max_seconds: float | None = None,
         verify_skips: bool = False,
+        step: float | None = None,
+        blending: str = "gaussian",
+        mirror: bool = False,
+        export: str = "linear",
+        roi: bool | None = None,
     ) -> Segmentation:
         """Segment and measure one scan.
 
         (array, affine): (i, j, k) numbers and a 4x4 voxel -> RAS mm affine. fast: fewer overlapping windows, and those
-        of air only are skipped. keep_stages: encoder stages whose features to keep (see Features); then every window
-        is run, by torch. progress: called with (windows done, all). max_*: see Budget; settings are degraded until they
-        fit, and the report says which. verify_skips: also run the skipped windows and count the voxels that differ.
+        that a certificate rules out are skipped. keep_stages: encoder stages whose features to keep (see Features);
+        then every window is run once, by torch. progress: called with (windows done, all). max_*: see Budget; settings
+        are degraded until they fit, and the report says which. verify_skips: also run the skipped windows and say what
+        differs. step: share of a window between neighbours, instead of the plan's. blending: see BLENDINGS. mirror:
+        mean over the flips that the model was trained with. export: see `argmax_slabs`. roi: a low-resolution pass says
+        which windows to run; None: in fast mode, where the plan has one and it costs less than half of them.
         A scan without any of the classes gives an all-zero mask and no instances.
-        Raises ScanError for bad input, ConfigError for caps that are too small, naming the smallest that would do.
+        Raises ScanError for bad input, ConfigError for settings that do not exist and for caps that are too small,
+        naming the smallest that would do.
         """
         clock = _Clock()
+        settings = Settings(step or (FAST_STEP if fast else self.plan.step), blending, mirror, export, fast, roi)
         budget = Budget(max_ram_mb, max_gpu_mb, max_seconds)
         if verify_skips and budget.caps():
             raise ConfigError("verify_skips", "no caps", "some", "verify in a run without caps")
         volume = as_volume(scan, modality)
         clock.lap("read")
-        network, why_torch = self._choose_runtime(fast, keep_stages)
-        start = Choice(
-            batch=GPU_BATCH if self.device.type == "cuda" and not keep_stages else 1,
-            step=FAST_STEP if fast else self.plan.step,
-        )
-        choice, predicted = start, None
+        forward, why_torch = self._choose_runtime(fast, keep_stages)
+        choice = Choice(batch=GPU_BATCH if self.device.type == "cuda" and not keep_stages else 1, step=settings.step)
+        predicted = None
         why: list[str] = []
         if budget.caps():
-            work = self._survey(volume, network, budget, clock)
-            choice, need, why = choose(budget, start, work.need, volume.source)
+            work = self._survey(volume, self._mirrored(forward, settings), budget, clock)
+            choice, need, why = choose(budget, choice, work.need, volume.source)
             predicted = {**need.peaks(), **({} if max_seconds else {"seconds": None})}  # untimed without that cap
             if budget.seconds:
                 progress = _with_deadline(progress, budget.seconds, clock, work.after_seconds(), volume.source)
             clock.lap("plan")
-        spacing = tuple(s * choice.coarser for s in self.plan.spacing_mm)
-        image, grid = preprocess(volume, self.plan.with_(spacing_mm=spacing))
+        image, grid = preprocess(volume, self.plan.with_(spacing_mm=tuple(s * choice.coarser for s in self.plan.spacing_mm)))
         clock.lap("preprocess")
-        if network is self._openvino:
-            network, why_torch = self._check_drift(network, torch.from_numpy(image))
-        body = body_mask(image, volume.modality, self.plan) if fast and not keep_stages else None
-        collector = _Collector(self.network, network, grid, keep_stages)
-        logits = self._predict(collector, image, choice, body, progress)
-        clock.lap("network")
-        mask, percent = self._export(logits, volume, choice.slab)
-        del logits
-        clock.lap("export")
-        padded = tuple(max(n, p) for n, p in zip(grid.shape, self.plan.patch, strict=True))
-        skipped = len(window_starts(padded, self.plan.patch, choice.step)) - collector.count
-        differ = 0 if verify_skips else None
-        if verify_skips and skipped:
-            everything = self._predict(_Collector(self.network, network, grid, ()), image, choice, None, None)
-            differ = int((self._export(everything, volume, choice.slab)[0].array != mask.array).sum())
-            del everything
-            clock.lap("verify")
+        if forward is self._openvino:
+            forward, why_torch = self._check_drift(forward, torch.from_numpy(image))
+        collector = Collector(self.network, self._mirrored(forward, settings), grid, keep_stages)
+        tiling = Tiling(grid.shape, self.plan.patch, choice.step)
+        tensor = torch.from_numpy(image).to(self.device)
+        skipped = {} if keep_stages else self._skip(forward, tensor, volume, grid, tiling, settings)
         del image
+        clock.lap("skips")
+        mask, percent = self._segment(collector, tensor, volume, choice, settings, frozenset(skipped), progress, clock)
+        said = skip_report(skipped, tiling, grid)
+        if verify_skips:
+            every = Collector(self.network, collector.forward, grid, ())
+            whole = mask
+            if skipped:
+                whole, _ = self._segment(every, tensor, volume, choice, settings, frozenset(), None, _Clock())
+                clock.lap("verify")
+            said |= difference(mask, whole)
+            del whole
+        del tensor
         instances = _measure(mask, volume, percent)
         clock.lap("measure")
         report = {
@@ -168,14 +194,15 @@ class Segmenter:
             "spacing_mm": [round(float(s), 4) for s in volume.grid.spacing_mm],
             "orientation": volume.grid.orientation,
             "mode": "fast" if fast else "accurate",
+            "settings": {"blending": blending, "mirror": list(self.plan.mirror_axes) if mirror else [], "export": export},
             "runtime": {
                 "asked": self.runtime,
-                "used": "openvino" if network is self._openvino else "torch",
+                "used": "openvino" if forward is self._openvino else "torch",
                 "why": why_torch,
                 "drift": self._drift,
             },
             "windows": collector.count,
-            "skipped": {"air": skipped, "voxels_that_differ": differ},
+            "skipped": said,
             "budget": {
                 "caps": budget.caps(),
                 "chosen": asdict(choice),
@@ -245,22 +272,88 @@ class Segmenter:
         window_seconds = time.perf_counter() - started
         shape = grid.with_spacing(self.plan.spacing_mm).shape
         started = time.perf_counter()
-        next(argmax_slabs(torch.zeros((classes, *shape), device=self.device), (*grid.shape[:2], 4), 4))
+        even = torch.zeros((), device=self.device).expand(classes, *shape)
+        next(argmax_slabs([even], shape, (*grid.shape[:2], 4), 4))
         slice_seconds = (time.perf_counter() - started) / 4
         return replace(work, elapsed=clock.total(), window_seconds=window_seconds, slice_seconds=slice_seconds)
 
-    def _predict(
+    def _mirrored(self, forward: Forward, settings: Settings) -> Forward:
+        """The runtime, or its mean over the flips that the model was trained with."""
+        if not settings.mirror or not self.plan.mirror_axes:
+            return forward
+        labels = self.plan.labels
+        order = [0, *(labels.get(other_side(name) or name, value) for name, value in labels.items())]
+        return mirrored(forward, self.plan.mirror_axes, order if self.plan.mirror_swaps_sides else None)
+
+    def _skip(
         self,
-        collector: _Collector,
-        image: np.ndarray,
+        forward: Forward,
+        image: torch.Tensor,
+        volume: Volume,
+        grid: Grid,
+        tiling: Tiling,
+        settings: Settings,
+    ) -> dict[Start, str]:
+        """The windows that need not be run, each with what says so."""
+        skipped: dict[Start, str] = {}
+        starts = tiling.starts()
+        body = body_mask(image.cpu().numpy(), volume.modality, self.plan) if settings.fast else None
+        if body is not None:
+            skipped |= dict.fromkeys(windows_without(tiling, body, starts), "air")
+        region = self.plan.region or (Region() if settings.roi else None)
+        left = [start for start in starts if start not in skipped]
+        if region and settings.roi is not False and (settings.roi or settings.fast):
+            if settings.roi or len(left) > 2 * len(strided(tiling, region).starts()):
+                spacing = (float(grid.spacing_mm[0]), float(grid.spacing_mm[1]), float(grid.spacing_mm[2]))
+                box = region_of_interest(
+                    lambda windows, _: forward(windows), image, tiling, region, spacing, self._excluded(volume), body
+                )
+                skipped |= dict.fromkeys(left if box is None else windows_without(tiling, box, left), "roi")
+        return skipped
+
+    def _segment(
+        self,
+        network: Network,
+        image: torch.Tensor,
+        volume: Volume,
         choice: Choice,
-        body: np.ndarray | None,
+        settings: Settings,
+        skipped: frozenset[Start],
         progress: Callable[[int, int], None] | None,
-    ) -> torch.Tensor:
-        """Logits on the working grid."""
-        tensor = torch.from_numpy(image).to(self.device)
-        dtype = getattr(torch, choice.accumulator)
-        return predict_logits(collector, tensor, self.plan.patch, choice.step, progress, choice.batch, dtype, body)
+        clock: _Clock,
+    ) -> tuple[Mask, np.ndarray]:
+        """Cleaned mask and uint8 percent probability of its classes, on the scan's own grid. Windows and export take
+        turns: each block of logits is exported while it is the only one.
+        """
+        blocks = predict_blocks(
+            network,
+            image,
+            self.plan.patch,
+            choice.step,
+            progress,
+            choice.batch,
+            getattr(torch, choice.accumulator),
+            settings.blending,
+            skipped,
+        )
+        array = np.zeros(volume.grid.shape, dtype=np.uint8)
+        percent = np.zeros(volume.grid.shape, dtype=np.uint8)
+        ids, sure = (to_canonical(whole, volume.grid)[0] for whole in (array, percent))  # views
+        source = (int(image.shape[1]), int(image.shape[2]), int(image.shape[3]))
+        target = (ids.shape[0], ids.shape[1], ids.shape[2])
+        excluded = self._excluded(volume)
+        for place, part, probability in argmax_slabs(
+            clock.alternate(blocks, "network", "export"), source, target, choice.slab, excluded, settings.export
+        ):
+            ids[place] = part.cpu().numpy()
+            sure[place] = (probability * 100).round_().to(torch.uint8).cpu().numpy()
+        clean(ids, self.plan, volume.grid.voxel_volume_ml)
+        clock.lap("export")
+        return Mask(array, volume.grid, self.plan.labels, volume.source), percent
+
+    def _excluded(self, volume: Volume) -> tuple[int, ...]:
+        """Ids of the classes that the mask of this scan may not hold."""
+        return tuple(self.plan.labels[name] for name in self.untrained(volume.modality))
 
     def _held_gpu_mb(self) -> float:
         """Memory of the whole device in use now, by anyone; 0 on a CPU."""
@@ -275,19 +368,6 @@ class Segmenter:
             return 0.0
         more = torch.cuda.max_memory_reserved(self.device) - torch.cuda.memory_reserved(self.device)
         return self._held_gpu_mb() + more / MB
-
-    def _export(self, logits: torch.Tensor, volume: Volume, slab: int) -> tuple[Mask, np.ndarray]:
-        """Logits on the working grid -> cleaned mask and uint8 percent probability, on the scan's own grid."""
-        array = np.empty(volume.grid.shape, dtype=np.uint8)
-        percent = np.empty(volume.grid.shape, dtype=np.uint8)
-        ids, sure = (to_canonical(whole, volume.grid)[0] for whole in (array, percent))  # views
-        excluded = tuple(self.plan.labels[name] for name in self.untrained(volume.modality))
-        shape = (ids.shape[0], ids.shape[1], ids.shape[2])
-        for place, part, probability in argmax_slabs(logits, shape, slab, excluded):
-            ids[..., place] = part.cpu().numpy()
-            sure[..., place] = probability.mul_(100).round_().to(torch.uint8).cpu().numpy()
-        clean(ids, self.plan, volume.grid.voxel_volume_ml)
-        return Mask(array, volume.grid, self.plan.labels, volume.source), percent
 
 
 def as_volume(scan: str | Path | Volume | tuple[np.ndarray, np.ndarray], modality: str | None = None) -> Volume:
@@ -322,68 +402,11 @@ def volume_from_array(array: np.ndarray, affine: np.ndarray, modality: str | Non
     )
 
 
-def clean(ids: np.ndarray, plan: Plan, voxel_ml: float) -> np.ndarray:
-    """Drop components that the plan's rules exclude: below `minimum_ml`, or all but the largest of a `single` class.
-
-    ids: (i, j, k) uint8, changed in place and returned.
-    """
-    for name, value in plan.labels.items():
-        least = plan.minimum_ml.get(name, 0.0) / voxel_ml
-        if name not in plan.single and least <= 1:
-            continue
-        present = ids == value
-        place = bounds(present)
-        if place is None:
-            continue
-        # as in lesions.py: cc3d 4.1 raises for scattered voxels in a small bool array, never for uint8
-        pieces = cc3d.connected_components(np.ascontiguousarray(present[place]).view(np.uint8), connectivity=26)
-        del present
-        sizes = cc3d.statistics(pieces)["voxel_counts"].astype(np.int64)
-        sizes[0] = 0
-        drop = sizes < max(least, 1)
-        if name in plan.single:
-            drop |= np.arange(len(sizes)) != sizes.argmax()  # of equal ones the first
-        drop[0] = False  # other classes stay
-        ids[place][drop[pieces]] = 0
-    return ids
-
-
 def _measure(mask: Mask, volume: Volume, percent: np.ndarray) -> Instances:
     """The instances of a mask; percent: (i, j, k) uint8 probability of each voxel's class, left so to save memory."""
     found = find_instances(mask, volume, percent)
     scaled = [replace(one, probability=None if one.probability is None else one.probability / 100) for one in found]
     return Instances(scaled, found.map)
-
-
-class _Collector:
-    """The network as a function of windows, which keeps encoder features and where in the patient they lie."""
-
-    def __init__(self, network: torch.nn.Module, forward: Forward, grid: Grid, stages: tuple[int, ...]) -> None:
-        self.network, self.forward, self.grid = network, forward, grid
-        self.vectors: dict[int, list[np.ndarray]] = {stage: [] for stage in stages}
-        self.positions: dict[int, list[np.ndarray]] = {stage: [] for stage in stages}
-        self.count = 0
-
-    def __call__(self, windows: torch.Tensor, origins: list[tuple[int, ...]]) -> torch.Tensor:
-        self.count += len(windows)
-        if not self.vectors:
-            return self.forward(windows)
-        maps = self.network.encoder(windows)
-        for stage in self.vectors:
-            for features, origin in zip(maps[stage], origins, strict=True):
-                self.vectors[stage].append(features.flatten(1).T.float().cpu().numpy())
-                cell = np.array(windows.shape[2:]) / np.array(features.shape[1:])
-                index = np.indices(features.shape[1:]).reshape(3, -1).T
-                voxel = np.array(origin) + (index + 0.5) * cell - 0.5
-                self.positions[stage].append(self.grid.voxel_to_world(voxel).astype(np.float32))
-        return self.network.decoder(maps)
-
-    def features(self) -> Features:
-        """Every kept vector and its place. Windows overlap, so a place may come up more than once."""
-        return Features(
-            {stage: np.concatenate(parts) for stage, parts in self.vectors.items()},
-            {stage: np.concatenate(parts) for stage, parts in self.positions.items()},
-        )
 
 
 class _Clock:
@@ -394,9 +417,17 @@ class _Clock:
         self._start = self._last = time.perf_counter()
 
     def lap(self, name: str) -> None:
+        """Book the time since the last lap."""
         now = time.perf_counter()
-        self.seconds[name] = round(now - self._last, 3)
+        self.seconds[name] = round(self.seconds.get(name, 0.0) + now - self._last, 3)
         self._last = now
+
+    def alternate(self, items: Iterable[T], making: str, using: str) -> Iterator[T]:
+        """The items; the time in which they are made and the time in between are booked apart."""
+        for item in items:
+            self.lap(making)
+            yield item
+            self.lap(using)
 
     def total(self) -> float:
         """Seconds since the clock was made."""

@@ -1,4 +1,4 @@
-"""Images onto a working grid, logits back onto the scan's grid, both as separable linear filters.
+"""Images and label maps onto a working grid, as separable linear filters.
 
 An array over a physical extent goes to another number of voxels over the SAME extent (outer faces fixed). Along one
 axis that is a small matrix: a tent whose half-width is one output voxel when shrinking (so nothing aliases) and one
@@ -7,7 +7,6 @@ input voxel when growing (plain linear interpolation). Three matrix products res
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import lru_cache
 
 import numpy as np
@@ -69,57 +68,4 @@ def resample_labels(array: np.ndarray, shape: tuple[int, int, int]) -> np.ndarra
         share = resample_array((array == value).astype(np.float32), shape)
         out[share > best] = value
         np.maximum(best, share, out=best)
-    return out
-
-
-def argmax_slabs(
-    logits: torch.Tensor, shape: tuple[int, int, int], slab: int = 16, excluded: tuple[int, ...] = ()
-) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor]]:
-    """Resample (C, i, j, k) logits to `shape` and take the argmax, `slab` slices of the last axis at a time.
-
-    Yields (slice along the last axis, (I, J, slab) uint8 class ids, (I, J, slab) float32 probability of that class).
-    logits: float32 or float16. excluded: classes that cannot be found. Of equal logits the first class wins.
-    The classes pass one by one, each read from the input slices that the slab needs (its halo), and leave a running
-    maximum and softmax denominator: memory grows with I x J x slab, not with C. Every sum has a fixed order, so the
-    result does not depend on `slab`, to the bit.
-    """
-    assert logits.shape[0] <= 256, "ids are uint8"
-    taps = [_taps(logits.shape[1 + axis], shape[axis], logits.device) for axis in range(3)]
-    for start in range(0, shape[2], slab):
-        stop = min(start + slab, shape[2])
-        index, weights = (table[:, start:stop] for table in taps[2])
-        low, high = int(index.min()), int(index.max()) + 1
-        size = (shape[0], shape[1], stop - start)
-        top = torch.full(size, -torch.inf, device=logits.device)
-        total = torch.zeros(size, device=logits.device)
-        ids = torch.zeros(size, dtype=torch.uint8, device=logits.device)
-        for number in range(logits.shape[0]):
-            if number in excluded:
-                continue
-            part = _interpolate(logits[number, :, :, low:high].float(), 2, index - low, weights)
-            part = _interpolate(_interpolate(part, 1, *taps[1]), 0, *taps[0])
-            rises = part > top
-            ids.masked_fill_(rises, number)
-            # the sum of exp(x - top) under the new top: either the old sum shrinks or the new term is below 1
-            ratio = (part - top).abs_().neg_().exp_()
-            total = torch.where(rises, total * ratio + 1, total + ratio)
-            torch.maximum(top, part, out=top)
-        yield slice(start, stop), ids, total.reciprocal_()
-
-
-def _taps(source: int, target: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """The nonzero entries of `linear_weights`: (taps, target) input indices and float32 weights, 0 where fewer."""
-    weights = linear_weights(source, target)
-    count = int((weights > 0).sum(1).max())
-    values, index = weights.topk(count, dim=1)
-    return index.T.to(device), values.T.to(device)
-
-
-def _interpolate(part: torch.Tensor, axis: int, index: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """(i, j, k) -> the weighted sum of its slices along `axis`, tap by tap."""
-    shape = [1, 1, 1]
-    shape[axis] = -1
-    out = part.index_select(axis, index[0]).mul_(weights[0].view(shape))
-    for places, values in zip(index[1:], weights[1:], strict=True):
-        out += part.index_select(axis, places).mul_(values.view(shape))
     return out

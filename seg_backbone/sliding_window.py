@@ -1,20 +1,21 @@
-"""A whole scan through a network that sees one window at a time."""
+"""A whole scan through a network that sees one window at a time; logits leave in blocks, as soon as they are final."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from itertools import product
+from collections.abc import Callable, Collection, Iterator
+from itertools import combinations, product
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.ndimage import binary_fill_holes
 
-from seg_backbone.lesions import BODY_FRACTION, BODY_HU
-from seg_backbone.plan import Plan
 from seg_backbone.preprocess import PAD
 
 UNSEEN_LOGIT = 10.0  # of background where every window was skipped; the other classes have 0
+Forward = Callable[[torch.Tensor], torch.Tensor]
+# (windows (n, channels, *patch), the scan voxel of each one's first corner, negative in the padding) -> logits
+Network = Callable[[torch.Tensor, list[tuple[int, ...]]], torch.Tensor]
 
 
 def window_starts(shape: tuple[int, ...], patch: tuple[int, ...], step: float) -> list[tuple[int, ...]]:
@@ -34,11 +35,43 @@ def gaussian_window(patch: tuple[int, ...]) -> torch.Tensor:
     return torch.from_numpy(np.maximum(weights / weights.max(), 1e-4).astype(np.float32))
 
 
+def uniform_window(patch: tuple[int, ...]) -> torch.Tensor:
+    """(*patch) float32 blending weights, all 1: the plain mean of the windows."""
+    return torch.ones(patch)
+
+
+BLENDINGS = {"gaussian": gaussian_window, "uniform": uniform_window}
+
+
+def mirrored(forward: Forward, axes: tuple[int, ...], order: list[int] | None = None) -> Forward:
+    """The mean of the logits over every combination of flips along `axes` (2^n runs a window).
+
+    axes: among 0, 1, 2. order: for flips along axis 0, left to right, which class each class becomes; None where the
+    network was trained to mirror without swapping sides.
+    """
+    flips = [tuple(axis + 2 for axis in some) for n in range(len(axes) + 1) for some in combinations(axes, n)]
+
+    def run(windows: torch.Tensor) -> torch.Tensor:
+        total: torch.Tensor | None = None
+        for flip in flips:
+            logits = forward(windows.flip(flip).contiguous()).flip(flip)
+            if order is not None and 2 in flip:
+                logits = logits[:, order]
+            total = logits if total is None else total + logits
+        assert total is not None
+        return total / len(flips)
+
+    return run
+
+
 def pad_to_patch(image: torch.Tensor, patch: tuple[int, ...]) -> tuple[torch.Tensor, tuple[slice, ...]]:
     """Pad (channels, i, j, k) with air to at least `patch`, evenly; returns it and where the scan lies in it.
 
-    A constant channel (the flag of a modality) stays constant, as it does in training windows.
+    A constant channel (the flag of a modality) stays constant, as it does in training windows. What is large enough is
+    returned as it is, not copied.
     """
+    if all(size >= window for size, window in zip(image.shape[1:], patch, strict=True)):
+        return image, tuple(slice(0, size) for size in image.shape[1:])
     widths, place = [], []
     for size, window in zip(image.shape[1:], patch, strict=True):
         before = max(0, window - size) // 2
@@ -52,25 +85,6 @@ def pad_to_patch(image: torch.Tensor, patch: tuple[int, ...]) -> tuple[torch.Ten
     return padded, tuple(place)
 
 
-def body_mask(image: np.ndarray, modality: str, plan: Plan) -> np.ndarray | None:
-    """(channels, i, j, k) preprocessed scan -> (i, j, k) bool, the body with what each axial slice of it encloses.
-
-    CT: above -300 HU; None where no channel of the plan can tell. MR: above a tenth of the scan's 99.5th percentile.
-    """
-    channel, limit = 0, 2 * BODY_FRACTION - 1
-    if modality == "CT":
-        telling = [n for n, (low, high) in enumerate(plan.ct_windows_hu) if low < BODY_HU < high]
-        if not telling:
-            return None
-        channel = telling[0]
-        low, high = plan.ct_windows_hu[channel]
-        limit = 2 * (BODY_HU - low) / (high - low) - 1
-    body = image[channel] > limit
-    for k in range(body.shape[2]):
-        body[..., k] = binary_fill_holes(body[..., k])
-    return body
-
-
 def windows(
     image: torch.Tensor, patch: tuple[int, ...], step: float
 ) -> Iterator[tuple[tuple[slice, ...], torch.Tensor]]:
@@ -81,49 +95,75 @@ def windows(
 
 
 @torch.inference_mode()
-def predict_logits(
-    network: Callable[[torch.Tensor, list[tuple[int, ...]]], torch.Tensor],
+def predict_blocks(
+    network: Network,
     image: torch.Tensor,
     patch: tuple[int, int, int],
     step: float = 0.5,
     progress: Callable[[int, int], None] | None = None,
     batch: int = 1,
     accumulator: torch.dtype = torch.float32,
-    body: np.ndarray | None = None,
-) -> torch.Tensor:
-    """(channels, i, j, k) float32 -> (classes, i, j, k) logits, overlapping windows blended with Gaussian weights.
+    blending: str = "gaussian",
+    skipped: Collection[tuple[int, ...]] = (),
+) -> Iterator[torch.Tensor]:
+    """(channels, i, j, k) float32 -> (classes, i, j, n) logits of overlapping windows, block by block along k.
 
-    network(windows, origins) gets up to `batch` windows (n, channels, *patch) and the scan voxel of each one's first
-    corner (negative in the padding). With one window the result equals the network's. progress(done, total) is called
-    after every batch. accumulator: dtype of the sums and of the result. body: (i, j, k) bool; windows without any of it
-    are skipped (one is always run), and a voxel that no window saw is background.
+    Windows are run in the order of their start along k, and a slice leaves as soon as no later window touches it: one
+    window's depth of logits is held, whatever the length of the scan. A block is overwritten once the next is asked
+    for. network: see `Network`; it gets up to `batch` windows of one start along k. progress(done, total) is called
+    after every batch. accumulator: dtype of the sums and of the blocks. blending: see BLENDINGS. skipped: starts, as
+    `window_starts` gives them for the padded image, of windows that are not run; a voxel that no window saw is
+    background. Where every window is skipped there are no blocks.
     """
     padded, place = pad_to_patch(image, patch)
-    shape = tuple(padded.shape[1:])
-    weights = gaussian_window(patch).to(image.device)
-    places = [where for where, _ in windows(padded, patch, step)]
-    if body is not None:
-        inside = np.zeros(shape, dtype=bool)
-        inside[place] = body
-        places = [where for where in places if inside[where].any()] or places[:1]
+    rows, columns, depth = padded.shape[1:]
+    weights = BLENDINGS[blending](patch).to(image.device)
+    starts = window_starts((rows, columns, depth), patch, step)
+    levels = sorted({start[2] for start in starts})
     total: torch.Tensor | None = None
-    norm = torch.zeros(shape, device=image.device)
-    for first in range(0, len(places), batch):
-        group = places[first : first + batch]
-        crops = [padded[(slice(None), *where)][None] for where in group]
-        origins = [tuple(w.start - p.start for w, p in zip(where, place, strict=True)) for where in group]
-        for where, logits in zip(
-            group, network(crops[0] if len(crops) == 1 else torch.cat(crops), origins), strict=True
-        ):
+    norm = torch.zeros((rows, columns, patch[2]), device=image.device)
+    done, count, owed = 0, sum(start not in skipped for start in starts), 0
+    for level, following in zip(levels, [*levels[1:], depth], strict=True):
+        group = [start for start in starts if start[2] == level and start not in skipped]
+        for first in range(0, len(group), batch):
+            some = group[first : first + batch]
+            places = [tuple(slice(s, s + n) for s, n in zip(start, patch, strict=True)) for start in some]
+            crops = [padded[(slice(None), *where)][None] for where in places]
+            origins = [tuple(s - p.start for s, p in zip(start, place, strict=True)) for start in some]
+            found = network(crops[0] if len(crops) == 1 else torch.cat(crops), origins)
             if total is None:
-                total = torch.zeros((logits.shape[0], *shape), device=image.device, dtype=accumulator)
-            total[(slice(None), *where)] += logits.float() * weights
-            norm[where] += weights
-        if progress:
-            progress(first + len(group), len(places))
-    assert total is not None
-    if body is not None:
-        unseen = norm == 0
-        norm[unseen] = 1
-        total[0][unseen] = UNSEEN_LOGIT
-    return total.div_(norm)[(slice(None), *place)]
+                total = torch.zeros((found.shape[1], *norm.shape), device=image.device, dtype=accumulator)
+                if owed:
+                    yield _background(total, owed)[:, place[0], place[1]]
+            for (across, along, _), logits in zip(places, found, strict=True):
+                total[:, across, along] += logits.float() * weights
+                norm[across, along] += weights
+            done += len(some)
+            if progress:
+                progress(done, count)
+        finished = following - level
+        if total is None:
+            owed += finished
+            continue
+        block, sums = total[..., :finished], norm[..., :finished]
+        unseen = sums == 0
+        block[0][unseen] = UNSEEN_LOGIT
+        block.div_(sums.masked_fill(unseen, 1))
+        yield block[:, place[0], place[1], max(0, place[2].start - level) : place[2].stop - level]
+        for sums in (norm, *total):  # class by class: the copy is small
+            sums[..., : patch[2] - finished] = sums[..., finished:].clone()
+            sums[..., patch[2] - finished :] = 0
+
+
+def predict_logits(
+    network: Network, image: torch.Tensor, patch: tuple[int, int, int], step: float = 0.5, **settings: Any
+) -> torch.Tensor:
+    """All the blocks of `predict_blocks`, which has the settings, as one (classes, i, j, k) array."""
+    return torch.cat([block.clone() for block in predict_blocks(network, image, patch, step, **settings)], dim=-1)
+
+
+def _background(like: torch.Tensor, depth: int) -> torch.Tensor:
+    """(classes, i, j, depth) logits of voxels that no window saw; takes no memory."""
+    logits = torch.zeros((like.shape[0], 1, 1, 1), device=like.device, dtype=like.dtype)
+    logits[0] = UNSEEN_LOGIT
+    return logits.expand(-1, *like.shape[1:3], depth)
