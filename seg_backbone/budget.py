@@ -38,13 +38,13 @@ from seg_backbone.configure import (
     target_spacing,
 )
 from seg_backbone.errors import ConfigError
+from seg_backbone.export import argmax_slabs
 from seg_backbone.fingerprint import CaseShape, Fingerprint
 from seg_backbone.geometry import to_canonical
 from seg_backbone.io import read_volume
 from seg_backbone.nets import build_network
 from seg_backbone.plan import Plan
 from seg_backbone.preprocess import preprocess
-from seg_backbone.resample import argmax_slabs
 from seg_backbone.sliding_window import pad_to_patch, window_starts, windows
 
 FAMILY = PRESETS["resenc_m"]
@@ -295,9 +295,9 @@ def calibrate(plan: Plan, files: CaseFiles, device: str) -> Machine:
     shape = to_canonical(volume.array, volume.grid)[0].shape
     logits = torch.zeros((outputs, *image.shape[1:]), device=device)
     started = time.perf_counter()
-    place, ids, _ = next(argmax_slabs(logits, shape, SLAB))
+    _, ids, _ = next(argmax_slabs([logits], image.shape[1:], shape, SLAB))
     ids.cpu()
-    export_s = (time.perf_counter() - started) / (outputs * prod(shape[:2]) * (place.stop - place.start))
+    export_s = (time.perf_counter() - started) / (outputs * ids.numel())
     seconds, _ = measure_window(plan, files, device)
     return Machine(operations(plan) / seconds, read_s, export_s, process_mb)
 

@@ -91,10 +91,10 @@ class _Axis:
         """The inputs that `outputs` read -> the outputs, along `axis`, tap by tap."""
         shape = [1, 1, 1]
         shape[axis] = -1
-        weights = self.weights[:, outputs].to(part.device).view(-1, *shape)
-        out = self.take(part, axis, outputs).mul_(weights[0])
+        weights = self.weights[:, outputs].to(part.device)
+        out = self.take(part, axis, outputs).mul_(weights[0].view(shape))
         for tap in range(1, len(weights)):
-            out += self.take(part, axis, outputs, tap).mul_(weights[tap])
+            out += self.take(part, axis, outputs, tap).mul_(weights[tap].view(shape))
         return out
 
     def take(self, part: torch.Tensor, axis: int, outputs: slice, tap: int = 0) -> torch.Tensor:
@@ -140,7 +140,8 @@ def _foreground(held: Held, axes: list[_Axis], outputs: slice, excluded: tuple[i
     background = _read(held, 0, whole)
     slack = ROUNDING * torch.maximum(top.abs().max(), background.abs().max())
     taps = [len(axis.weights) for axis in axes]
-    largest, least = F.max_pool3d(top[None], taps, 1)[0], -F.max_pool3d(-background[None], taps, 1)[0]
+    largest = F.max_pool3d(top.contiguous()[None], taps, 1)[0]
+    least = -F.max_pool3d(-background.contiguous()[None], taps, 1)[0]
     may = largest >= least - slack
     box = []
     for axis in (0, 1):
@@ -148,7 +149,7 @@ def _foreground(held: Held, axes: list[_Axis], outputs: slice, excluded: tuple[i
         if not len(firsts):
             return None
         box.append(axes[axis].writes(slice(int(firsts[0]), int(firsts[-1]) + 1)))
-    return (*box, outputs) if all(side.stop > side.start for side in box) else None
+    return (box[0], box[1], outputs) if all(side.stop > side.start for side in box) else None
 
 
 def _interpolated(

@@ -1,4 +1,4 @@
-"""What the encoder saw on the way to a mask, as points in the patient: kept window by window, for who asks about them."""
+"""What the encoder saw on the way to a mask, kept window by window for whoever answers questions about the scan."""
 
 from __future__ import annotations
 

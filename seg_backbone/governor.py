@@ -139,18 +139,24 @@ class Work:
         # float32 after one and after two of the three axes, the one that shrinks most first (see resample_array)
         ratios = np.sort(shape / self.grid.shape)
         one, two = 4 * voxels * ratios[0], 4 * voxels * ratios[0] * ratios[1]
-        inputs = 4 * self.channels * (working + wide)
-        logits = wide * self.classes * (4 if choice.accumulator == "float32" else 2)
-        blending = inputs + logits + 4 * wide + choice.batch * self.window_mb
+        inputs = 4 * self.channels * (working + (wide if (padded > shape).any() else 0))
+        # logits are held one window deep, and where more follow, as much again as the next slab of the export reads
+        depth = self.patch[2]
+        if padded[2] > depth:
+            depth += math.ceil(choice.slab * shape[2] / self.grid.shape[2]) + 2
+        area = float(np.prod(padded[:2])) / MB
+        logits = area * depth * self.classes * (4 if choice.accumulator == "float32" else 2) + 4 * area * self.patch[2]
         # part, top, total and ratio in float32 with a temporary of each kind, ids and a comparison in uint8
         slab = 30 * self.grid.shape[0] * self.grid.shape[1] * min(choice.slab, self.grid.shape[2]) / MB
+        masks = 2 * voxels  # ids and percent, filled while the windows run
+        blending = inputs + logits + choice.batch * self.window_mb
         stages = {
             "preprocess": max(1.2 * one + voxels / 2, 2 * (one + two), 2 * two + 8 * working, 4 * working) + inputs,
-            "network": inputs + working if self.on_gpu else blending + working,
-            "export": 2 * voxels + (0.0 if self.on_gpu else logits + slab),
+            "network": masks + working + (inputs if self.on_gpu else blending),
+            "export": masks + inputs + (0.0 if self.on_gpu else logits + slab),
             "measure": MEASURE_BYTES * voxels,
         }
-        device = {"network": blending, "export": logits + slab} if self.on_gpu else {}
+        device = {"network": blending, "export": inputs + logits + slab} if self.on_gpu else {}
         count = len(window_starts(tuple(padded.tolist()), self.patch, choice.step))
         windows = count * self.window_seconds + voxels * MB * PREPROCESS_NS * 1e-9
         return Need(

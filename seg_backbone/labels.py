@@ -103,7 +103,7 @@ def canonical(name: str) -> str:
 def other_side(name: str) -> str | None:
     """The class that a mirror makes of one: `parotid_left` -> "parotid_right"; None for a class without a side."""
     structure, _, side = name.rpartition("_")
-    return f"{structure}_{SIDES[side]}" if side in SIDES else None
+    return f"{structure}_{SIDES[side]}" if structure and side in SIDES else None
 
 
 def display(name: str) -> str:

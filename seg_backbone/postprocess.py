@@ -33,5 +33,3 @@ def clean(ids: np.ndarray, plan: Plan, voxel_ml: float) -> np.ndarray:
         drop[0] = False  # other classes stay
         ids[place][drop[pieces]] = 0
     return ids
-
-

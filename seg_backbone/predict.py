@@ -160,7 +160,9 @@ class Segmenter:
             if budget.seconds:
                 progress = _with_deadline(progress, budget.seconds, clock, work.after_seconds(), volume.source)
             clock.lap("plan")
-        image, grid = preprocess(volume, self.plan.with_(spacing_mm=tuple(s * choice.coarser for s in self.plan.spacing_mm)))
+        image, grid = preprocess(
+            volume, self.plan.with_(spacing_mm=tuple(s * choice.coarser for s in self.plan.spacing_mm))
+        )
         clock.lap("preprocess")
         if forward is self._openvino:
             forward, why_torch = self._check_drift(forward, torch.from_numpy(image))
@@ -194,7 +196,11 @@ class Segmenter:
             "spacing_mm": [round(float(s), 4) for s in volume.grid.spacing_mm],
             "orientation": volume.grid.orientation,
             "mode": "fast" if fast else "accurate",
-            "settings": {"blending": blending, "mirror": list(self.plan.mirror_axes) if mirror else [], "export": export},
+            "settings": {
+                "blending": blending,
+                "mirrored": list(self.plan.mirror_axes) if mirror else [],
+                "export": export,
+            },
             "runtime": {
                 "asked": self.runtime,
                 "used": "openvino" if forward is self._openvino else "torch",
@@ -302,13 +308,18 @@ class Segmenter:
             skipped |= dict.fromkeys(windows_without(tiling, body, starts), "air")
         region = self.plan.region or (Region() if settings.roi else None)
         left = [start for start in starts if start not in skipped]
-        if region and settings.roi is not False and (settings.roi or settings.fast):
-            if settings.roi or len(left) > 2 * len(strided(tiling, region).starts()):
-                spacing = (float(grid.spacing_mm[0]), float(grid.spacing_mm[1]), float(grid.spacing_mm[2]))
-                box = region_of_interest(
-                    lambda windows, _: forward(windows), image, tiling, region, spacing, self._excluded(volume), body
-                )
-                skipped |= dict.fromkeys(left if box is None else windows_without(tiling, box, left), "roi")
+        pays = region and settings.fast and len(left) > 2 * len(strided(tiling, region).starts())
+        if region and (pays if settings.roi is None else settings.roi):
+            box = region_of_interest(
+                lambda windows, _: forward(windows),
+                image,
+                tiling,
+                region,
+                grid.spacing_mm,
+                self._excluded(volume),
+                body,
+            )
+            skipped |= dict.fromkeys(left if box is None else windows_without(tiling, box, left), "roi")
         return skipped
 
     def _segment(

@@ -105,7 +105,7 @@ def region_of_interest(
     image: torch.Tensor,
     tiling: Tiling,
     region: Region,
-    spacing_mm: tuple[float, float, float],
+    spacing_mm: np.ndarray,
     excluded: Collection[int] = (),
     body: np.ndarray | None = None,
 ) -> np.ndarray | None:
@@ -125,12 +125,12 @@ def region_of_interest(
         wanted = [number for number in range(len(block)) if number not in excluded]
         found = 1 - block[wanted].float().softmax(0)[0] > region.threshold
         if found.any():
-            where = found.nonzero().cpu().numpy() + [0, 0, done]
+            where = found.nonzero().cpu().numpy() + np.array([0, 0, done])
             first, last = np.minimum(first, where.min(0)), np.maximum(last, where.max(0))
         done += block.shape[-1]
     if not np.isfinite(first).all():
         return None
-    margin = np.ceil(region.margin_mm / np.array(spacing_mm))
+    margin = np.ceil(region.margin_mm / spacing_mm)
     lowest = np.maximum(0, first * region.stride - margin).astype(int)
     highest = np.minimum(np.array(tiling.shape) - 1, (last + 1) * region.stride - 1 + margin).astype(int)
     box = np.zeros(tiling.shape, dtype=bool)

@@ -68,7 +68,8 @@ def test_needs_by_hand():
         }.items()
     }
     assert network["batch"] - network["start"] == pytest.approx(1.05 * 20)
-    assert network["start"] - network["half"] == pytest.approx(1.05 * 3 * 64**3 * 2 / MB)
+    # logits are held one window of 32 slices deep, and the 8 of a slab of 16, and a halo of 2
+    assert network["start"] - network["half"] == pytest.approx(1.05 * 3 * 64**2 * 42 * 2 / MB)
     assert network["coarse"] < network["half"]
     assert work.need(Choice()).ram_mb["measure"] == pytest.approx(500 + 32 + 1.05 * 15 * 2)  # 2 MB of voxels
     more = work.need(Choice(step=0.5)).seconds - work.need(Choice(step=1.0)).seconds

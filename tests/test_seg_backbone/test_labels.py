@@ -5,7 +5,7 @@ import json
 import pytest
 
 from seg_backbone.errors import LabelError
-from seg_backbone.labels import LESIONS, MIRRORED, WORDS, canonical, display, read_label_file, read_labels
+from seg_backbone.labels import LESIONS, WORDS, canonical, display, other_side, read_label_file, read_labels
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,12 @@ def test_display(name, words):
 
 def test_the_tables_name_known_classes():
     assert set(LESIONS) <= set(WORDS)
-    assert {*MIRRORED, *MIRRORED.values()} <= set(WORDS)
+
+
+def test_the_other_side():
+    assert other_side("parotid_left") == "parotid_right"
+    assert other_side("adrenal_gland_right") == "adrenal_gland_left"
+    assert other_side("spinal_cord") is other_side("left") is None
 
 
 def test_read_labels(tmp_path):

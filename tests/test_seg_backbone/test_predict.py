@@ -14,8 +14,8 @@ from seg_backbone.geometry import Grid
 from seg_backbone.governor import Choice
 from seg_backbone.io import write_volume
 from seg_backbone.nets import build_network
-from seg_backbone.plan import Plan
-from seg_backbone.predict import Segmenter, as_volume, clean
+from seg_backbone.plan import Plan, Region
+from seg_backbone.predict import Segmenter, as_volume
 from seg_backbone.preprocess import preprocess
 from seg_backbone.volume import Volume
 
@@ -172,6 +172,117 @@ def test_fast_mode_looks_at_fewer_windows(segmenter):
     assert slow.features.vectors == {}
 
 
+class Threshold(torch.nn.Module):
+    """Class 1 above 100 HU, class 2 where the second channel says so too; blind to everything around a voxel."""
+
+    def encoder(self, x):
+        return [x]
+
+    def decoder(self, maps):
+        bright = maps[0][:, :1] - 0.3
+        return torch.cat([-bright, bright, bright - 20, bright - 20], dim=1) * 10
+
+
+@pytest.fixture(scope="module")
+def threshold():
+    return Segmenter(Threshold(), PLAN, "0")
+
+
+def long_scan():
+    """48 x 16 x 64 voxels of 4 mm: a body in the lower half, a tumour near its bottom, air above."""
+    array = np.full((48, 16, 64), -1000, dtype=np.int16)
+    array[:, :, :40] = 0
+    array[4:10, 4:10, 4:10] = 200
+    return array, np.diag([4.0, 4.0, 4.0, 1.0])
+
+
+def test_windows_are_skipped_by_what_and_nothing_is_lost(threshold):
+    """The air above slice 40, and what lies far from the tumour."""
+    accurate = threshold(long_scan(), "CT")
+    assert accurate.report["skipped"]["windows"] == [] and accurate.report["skipped"]["lost"] is None
+    fast = threshold(long_scan(), "CT", fast=True, verify_skips=True)
+    roi = threshold(long_scan(), "CT", fast=True, roi=True, verify_skips=True)
+    for found in (fast, roi):
+        np.testing.assert_array_equal(found.mask.array, accurate.mask.array)
+        skipped = found.report["skipped"]
+        assert (skipped["voxels_that_differ"], skipped["lost"]) == (0, [])
+        assert len(skipped["windows"]) == skipped["air"] + skipped["roi"] > 0
+        assert found.report["windows"] + len(skipped["windows"]) == len(threshold_windows())
+    assert fast.report["skipped"]["roi"] == 0 < fast.report["skipped"]["air"]
+    assert roi.report["skipped"]["roi"] > 0 and roi.report["windows"] < fast.report["windows"]
+    assert all(one["min_mm"][2] >= 40 * 4 - 2 for one in fast.report["skipped"]["windows"])
+
+
+def threshold_windows():
+    return predict.Tiling((48, 16, 64), PLAN.patch, predict.FAST_STEP).starts()
+
+
+def test_an_empty_region_ends_at_once(threshold):
+    array, affine = long_scan()
+    array[array == 200] = 0
+    found = threshold((array, affine), "CT", roi=True)
+    assert found.report["windows"] == 0 and not found.mask.array.any() and len(found.instances) == 0
+    assert found.report["skipped"]["roi"] == len(predict.Tiling((48, 16, 64), PLAN.patch, PLAN.step).starts())
+
+
+def test_what_a_region_loses_is_named(threshold):
+    """One voxel wide: a pass over every second voxel cannot see it, and --verify-skips says so."""
+    array, affine = long_scan()
+    array[31, 5, 31] = 200
+    found = threshold((array, affine), "CT", fast=True, roi=True, verify_skips=True)
+    assert found.report["skipped"]["lost"] == ["tumour"]
+    assert found.report["skipped"]["voxels_that_differ"] == 1
+    assert threshold((array, affine), "CT", fast=True).mask.array[31, 5, 31] == 1
+
+
+def test_fast_mode_uses_the_plans_region_only_where_it_pays():
+    planned = Segmenter(Threshold(), PLAN.with_(region=Region((2, 2, 2), 0.5, 8.0)), "0")
+    assert planned(long_scan(), "CT", fast=True).report["skipped"]["roi"] > 0
+    assert planned(long_scan(), "CT", fast=True, roi=False).report["skipped"]["roi"] == 0
+    assert planned(long_scan(), "CT").report["skipped"]["roi"] == 0
+    array, affine = long_scan()
+    assert planned((array[:16, :, :16], affine), "CT", fast=True).report["skipped"]["roi"] == 0  # one window
+    assert planned(long_scan(), "CT", fast=True, keep_stages=(0,)).report["skipped"]["windows"] == []
+
+
+def test_settings_of_windows_and_export(segmenter, threshold, scan, result):
+    wide = segmenter((scan, AFFINE), "CT", step=1.0, blending="uniform")
+    assert threshold(long_scan(), "CT", step=1.0).report["windows"] < threshold(long_scan(), "CT").report["windows"]
+    assert wide.report["settings"] == {"blending": "uniform", "mirrored": [], "export": "linear"}
+    assert wide.report["budget"]["chosen"]["step"] == 1.0
+    nearest = segmenter((scan, AFFINE), "CT", export="nearest")
+    assert 0.5 < (nearest.mask.array == result.mask.array).mean() < 1
+    both = segmenter((scan, AFFINE), "CT", mirror=True)
+    assert both.report["settings"]["mirrored"] == [0]
+    assert not np.array_equal(both.mask.array, result.mask.array)
+    # a network that sees one voxel at a time is the same in every mirror
+    np.testing.assert_array_equal(
+        threshold(long_scan(), "CT", mirror=True).mask.array, threshold(long_scan(), "CT").mask.array
+    )
+
+
+@pytest.mark.parametrize(("setting", "flag"), [({"step": 1.5}, "--step"), ({"blending": "hann"}, "--blending")])
+def test_settings_that_do_not_exist(segmenter, scan, setting, flag):
+    with pytest.raises(ConfigError, match=flag):
+        segmenter((scan, AFFINE), "CT", **setting)
+
+
+def test_mirroring_a_scan_mirrors_the_mask():
+    """Left and right swap: the mask of the mirrored scan is the mirrored mask with the two classes exchanged."""
+    torch.manual_seed(3)
+    plan = PLAN.with_(classes=("tumour", "parotid_left", "parotid_right"), trained_on={})
+    plan = plan.with_(trained_on={"CT": plan.classes})
+    sided = Segmenter(build_network("residual_unet", 2, 4, OPTIONS).eval(), plan, "0")
+    array = np.random.default_rng(1).integers(-1000, 1000, (20, 16, 16)).astype(np.int16)
+    affine = np.diag([4.0, 4.0, 4.0, 1.0])
+    mask = sided((array, affine), "CT", mirror=True).mask.array
+    other = sided((array[::-1].copy(), affine), "CT", mirror=True).mask.array[::-1]
+    assert np.unique(mask).size >= 3
+    assert (np.array([0, 1, 3, 2])[other] == mask).mean() > 0.999
+    plain = sided((array[::-1].copy(), affine), "CT").mask.array[::-1]
+    assert (np.array([0, 1, 3, 2])[plain] == mask).mean() < 0.99
+
+
 def test_caps_change_nothing_that_fits_and_degrade_what_does_not(segmenter, scan, result):
     free = segmenter((scan, AFFINE), "CT", max_ram_mb=1e6, max_seconds=1e6)
     np.testing.assert_array_equal(free.mask.array, result.mask.array)
@@ -218,52 +329,6 @@ def test_load_by_folder(tmp_path, segmenter, scan, result):
     if not torch.cuda.is_available():
         with pytest.raises(ConfigError, match="CUDA"):
             Segmenter.load(folder, "cuda")
-
-
-def pieces():
-    """Class 1: 8, 1 and 8 voxels; class 2: 4 and 2 voxels; apart even across corners."""
-    ids = np.zeros((9, 6, 6), dtype=np.uint8)
-    ids[0:2, 0:2, 0:2] = 1
-    ids[3, 0, 0] = 1
-    ids[5:7, 0:2, 0:2] = 1
-    ids[0:2, 4:6, 0] = 2
-    ids[3:5, 4, 0] = 2
-    return ids
-
-
-def counts(ids):
-    return [int((ids == value).sum()) for value in (1, 2)]
-
-
-def test_clean_drops_small_pieces():
-    assert counts(clean(pieces(), PLAN, 0.5)) == [17, 6]
-    plan = PLAN.with_(minimum_ml={"tumour": 1.0, "larynx": 1.5})
-    ids = clean(pieces(), plan, 0.5)  # two and three voxels
-    assert counts(ids) == [16, 4]
-    assert ids[3, 0, 0] == 0
-    assert counts(clean(pieces(), PLAN.with_(minimum_ml={"tumour": 4.0}), 0.5)) == [16, 6]  # eight voxels are enough
-    assert counts(clean(pieces(), PLAN.with_(minimum_ml={"tumour": 4.1}), 0.5)) == [0, 6]
-
-
-def test_clean_keeps_one_piece_of_what_anatomy_has_once():
-    ids = clean(pieces(), PLAN.with_(single=("larynx", "mandible")), 0.5)
-    assert counts(ids) == [17, 4]
-    assert (ids[0:2, 4:6, 0] == 2).all()
-    assert counts(clean(pieces(), PLAN.with_(single=("tumour",)), 0.5)) == [8, 6]  # of two equal ones the first
-    both = PLAN.with_(single=("larynx",), minimum_ml={"larynx": 2.5})
-    assert counts(clean(pieces(), both, 0.5)) == [17, 0]
-    # touching at a corner is one piece
-    corner = np.zeros((2, 2, 2), dtype=np.uint8)
-    corner[0, 0, 0] = corner[1, 1, 1] = 1
-    assert counts(clean(corner, PLAN.with_(single=("tumour",)), 0.5)) == [2, 0]
-
-
-@pytest.mark.parametrize("shape", [(3, 3, 3), (1, 9, 9), (3, 21, 3)])
-def test_clean_bears_scattered_voxels(shape):
-    """cc3d 4.1 raises for some of these as a bool array."""
-    ids = np.zeros(shape, dtype=np.uint8)
-    ids[::2, ::2, ::2] = 1
-    assert counts(clean(ids, PLAN.with_(single=("tumour",)), 1.0)) == [1, 0]
 
 
 RAMP = np.arange(60, dtype=np.float32).reshape(3, 4, 5)

@@ -1,13 +1,9 @@
-"""Resampling: weights by hand, nothing aliases, and the streamed argmax equals the dense one."""
-
-import itertools
+"""Resampling: weights by hand, and nothing aliases."""
 
 import numpy as np
 import pytest
-import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from seg_backbone.resample import _interpolate, _taps, argmax_slabs, linear_weights, resample_array, resample_labels
+from seg_backbone.resample import linear_weights, resample_array, resample_labels
 
 SIZES = [(1, 1), (1, 5), (5, 1), (6, 6), (4, 8), (8, 4), (7, 10), (10, 7), (97, 13), (13, 97)]
 
@@ -92,78 +88,3 @@ def test_labels_keep_a_box():
     shrunk[1:3, 1:3, 2:4] = 7
     shrunk[0] = 3
     np.testing.assert_array_equal(resample_labels(labels, (4, 4, 4)), shrunk)
-
-
-@pytest.mark.parametrize("slab", [1, 4, 16, 100])
-@pytest.mark.parametrize("shape", [(9, 14, 21), (5, 3, 30), (4, 6, 5), (2, 3, 2)])
-def test_streamed_argmax_equals_the_dense_one(shape, slab):
-    logits = torch.randn(4, 4, 6, 5, generator=torch.Generator().manual_seed(0)) * 3
-    dense = np.stack([resample_array(channel.numpy(), shape) for channel in logits])
-    ids, probability, covered = np.full(shape, 99), np.zeros(shape), []
-    for place, part, p in argmax_slabs(logits, shape, slab):
-        assert part.dtype == torch.uint8
-        ids[..., place], probability[..., place] = part.numpy(), p.numpy()
-        covered += range(place.start, place.stop)
-    assert covered == list(range(shape[2]))
-    np.testing.assert_array_equal(ids, dense.argmax(0))
-    np.testing.assert_allclose(probability, torch.from_numpy(dense).softmax(0).max(0).values, atol=1e-5)
-
-
-ORIENTATIONS = [
-    (axes, flips) for axes in itertools.permutations(range(3)) for flips in itertools.product((False, True), repeat=3)
-]
-
-
-@pytest.mark.parametrize(("axes", "flips"), ORIENTATIONS)
-def test_slabs_change_no_bit(axes, flips):
-    """Every orientation of an anisotropic scan: the slabs give the dense argmax."""
-    logits = torch.randn(5, 9, 7, 6, generator=torch.Generator().manual_seed(1)) * 3
-    logits = logits.permute(0, *(axis + 1 for axis in axes))
-    logits = logits.flip([axis + 1 for axis in range(3) if flips[axis]])
-    shape = tuple((29, 7, 4)[axis] for axis in axes)
-    ((_, ids, probability),) = argmax_slabs(logits, shape, slab=99)
-    dense = logits
-    for axis in (2, 1, 0):
-        dense = torch.stack([_interpolate(c, axis, *_taps(c.shape[axis], shape[axis], c.device)) for c in dense])
-    np.testing.assert_array_equal(ids, dense.numpy().argmax(0))
-    for slab in (1, 3, 16):
-        parts = [*argmax_slabs(logits, shape, slab)]
-        assert torch.equal(torch.cat([part for _, part, _ in parts], dim=2), ids)
-        assert torch.equal(torch.cat([part for _, _, part in parts], dim=2), probability)
-
-
-def test_the_export_holds_one_class_at_a_time():
-    """The most elements in any array that it makes do not grow with the classes."""
-
-    class Largest(TorchDispatchMode):
-        elements = 0
-
-        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-            out = function(*args, **(kwargs or {}))
-            self.elements = max(self.elements, out.numel() if isinstance(out, torch.Tensor) else 0)
-            return out
-
-    seen = []
-    for classes in (3, 60):
-        logits = torch.randn(classes, 4, 4, 4)
-        with Largest() as largest:
-            next(argmax_slabs(logits, (20, 20, 20), 2))
-        seen.append(largest.elements)
-    assert seen == [20 * 20 * 2] * 2
-
-
-def test_excluded_classes_and_half_precision():
-    logits = torch.randn(4, 5, 5, 5, generator=torch.Generator().manual_seed(0)) * 3
-    without = logits.clone()
-    without[2] = -1e4
-    for (_, ids, sure), (_, expected, likely) in zip(
-        argmax_slabs(logits, (9, 8, 7), 3, excluded=(2,)), argmax_slabs(without, (9, 8, 7), 3), strict=True
-    ):
-        assert torch.equal(ids, expected)
-        torch.testing.assert_close(sure, likely)
-    ((_, half, _),) = argmax_slabs(logits.half(), (9, 8, 7), 99)
-    ((_, full, _),) = argmax_slabs(logits.half().float(), (9, 8, 7), 99)
-    assert torch.equal(half, full)
-    ((_, first, even),) = argmax_slabs(torch.zeros(3, 2, 2, 2), (3, 3, 3), 99)
-    assert not first.any()  # of equal ones the first
-    torch.testing.assert_close(even, torch.full((3, 3, 3), 1 / 3))

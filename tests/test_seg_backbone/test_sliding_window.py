@@ -6,9 +6,17 @@ import numpy as np
 import pytest
 import torch
 
-from seg_backbone.plan import Plan
-from seg_backbone.preprocess import MR_FLAG, PAD, normalise
-from seg_backbone.sliding_window import body_mask, gaussian_window, pad_to_patch, predict_logits, window_starts
+from seg_backbone.preprocess import MR_FLAG, PAD
+from seg_backbone.sliding_window import (
+    UNSEEN_LOGIT,
+    gaussian_window,
+    mirrored,
+    pad_to_patch,
+    predict_blocks,
+    predict_logits,
+    uniform_window,
+    window_starts,
+)
 
 SHAPES = [(3, 4, 2), (8, 6, 4), (8, 13, 4), (5, 20, 11), (19, 7, 9)]
 PATCH = (8, 6, 4)
@@ -99,7 +107,7 @@ def test_blending_trusts_the_middle_of_a_window():
 def test_progress_counts_every_window():
     seen = []
     count = len(window_starts((19, 7, 9), PATCH, 0.5))
-    predict_logits(lambda w, _: w, image_of((19, 7, 9)), PATCH, 0.5, lambda done, total: seen.append((done, total)))
+    predict_logits(lambda w, _: w, image_of((19, 7, 9)), PATCH, 0.5, progress=lambda *n: seen.append(n))
     assert seen == [(n + 1, count) for n in range(count)]
 
 
@@ -109,45 +117,103 @@ def test_batches_and_half_precision_sums():
     image, seen = image_of((19, 7, 9)), []
     count = len(window_starts((19, 7, 9), PATCH, 0.5))
     one = predict_logits(lambda w, _: network(w), image, PATCH)
-    many = predict_logits(lambda w, _: network(w), image, PATCH, 0.5, lambda *n: seen.append(n), batch=5)
+    many = predict_logits(lambda w, _: network(w), image, PATCH, 0.5, progress=lambda *n: seen.append(n), batch=5)
     torch.testing.assert_close(many, one, atol=1e-5, rtol=1e-5)
-    assert seen == [(min(n, count), count) for n in range(5, count + 5, 5)]
+    # 8 windows start at each of the 4 levels along k; a batch stays on one level
+    assert seen == [(8 * level + n, count) for level in range(4) for n in (5, 8)]
     half = predict_logits(lambda w, _: network(w), image, PATCH, accumulator=torch.float16)
     assert half.dtype == torch.float16
     torch.testing.assert_close(half.float(), one, atol=1e-2, rtol=1e-2)
 
 
-def test_windows_without_body_are_skipped():
-    """Patch 8 x 6 x 4, step 1, a body in the first of three windows along i: the others are background."""
-    image, origins = image_of((24, 6, 4)), []
+def places(windows, origins):
+    """A network that says which window it saw, and one class beside it."""
+    value = torch.tensor([[1.0 + sum(origin)] for origin in origins])
+    return torch.cat([value, -value], dim=1)[:, :, None, None, None].expand(-1, -1, *PATCH)
 
-    def network(window, places):
+
+@pytest.mark.parametrize("shape", [*SHAPES, (9, 7, 31)])
+@pytest.mark.parametrize("blending", ["gaussian", "uniform"])
+def test_blocks_are_the_dense_result_piece_by_piece(shape, blending):
+    """Against sums over the whole padded image, window by window in the same order: equal to the bit."""
+    torch.manual_seed(0)
+    network = torch.nn.Conv3d(2, 3, 3, padding=1).eval().requires_grad_(False)
+    image = image_of(shape)
+    padded, place = pad_to_patch(image, PATCH)
+    weights = {"gaussian": gaussian_window, "uniform": uniform_window}[blending](PATCH)
+    total, norm = torch.zeros(3, *padded.shape[1:]), torch.zeros(padded.shape[1:])
+    for start in sorted(window_starts(tuple(padded.shape[1:]), PATCH, 0.6), key=lambda start: start[2]):
+        where = tuple(slice(s, s + n) for s, n in zip(start, PATCH, strict=True))
+        total[(slice(None), *where)] += network(padded[(slice(None), *where)][None])[0] * weights
+        norm[where] += weights
+    blocks = [part.clone() for part in predict_blocks(lambda w, _: network(w), image, PATCH, 0.6, blending=blending)]
+    assert torch.equal(torch.cat(blocks, dim=-1), (total / norm)[(slice(None), *place)])
+    assert all(part.shape[-1] <= PATCH[2] for part in blocks)
+
+
+def test_the_sums_are_one_window_deep():
+    """However long the scan: what the windows are added into never grows."""
+    sizes = []
+    for depth in (8, 80):
+        blocks = predict_blocks(lambda w, _: w, image_of((8, 6, depth)), PATCH)
+        sizes.append({part.untyped_storage().nbytes() for part in blocks})
+    assert sizes == [{4 * 2 * 8 * 6 * 4}] * 2
+
+
+def test_uniform_blending_is_the_plain_mean():
+    """Two windows of 8 along i, starts 0 and 4: where both see a voxel it is the mean of their answers."""
+    out = predict_logits(places, image_of((12, 6, 4)), PATCH, blending="uniform")[0, :, 0, 0]
+    assert out.tolist() == [1.0] * 4 + [3.0] * 4 + [5.0] * 4
+
+
+def test_skipped_windows_are_background():
+    """Four windows along k, in front, between and behind of which nothing is run."""
+    image, origins = image_of((8, 6, 16)), []
+
+    def network(windows, places):
         origins.extend(places)
-        return torch.stack([-window[:, 0], window[:, 0]], 1)
+        return torch.stack([-windows[:, 0], windows[:, 0]], 1)
 
     full = predict_logits(network, image, PATCH, 1.0)
-    assert origins == [(0, 0, 0), (8, 0, 0), (16, 0, 0)]
-    body = np.zeros((24, 6, 4), dtype=bool)
-    body[7, 5, 3] = True
-    origins.clear()
-    out = predict_logits(network, image, PATCH, 1.0, body=body)
-    assert origins == [(0, 0, 0)]
-    assert torch.equal(out[:, :8], full[:, :8])
-    assert (out[0, 8:] > 0).all() and not out[1, 8:].any()
-    body[7, 5, 3] = False
-    assert predict_logits(network, image, PATCH, 1.0, body=body).shape == full.shape  # one window is always run
+    assert origins == [(0, 0, n) for n in (0, 4, 8, 12)]
+    for kept in itertools.product((False, True), repeat=4):
+        skipped = {(0, 0, 4 * n) for n in range(4) if not kept[n]}
+        origins.clear()
+        blocks = [part.clone() for part in predict_blocks(network, image, PATCH, 1.0, skipped=skipped)]
+        assert origins == [(0, 0, 4 * n) for n in range(4) if kept[n]]
+        if not any(kept):
+            assert blocks == []
+            continue
+        out = torch.cat(blocks, dim=-1)
+        for n in range(4):
+            part = slice(4 * n, 4 * n + 4)
+            if kept[n]:
+                assert torch.equal(out[..., part], full[..., part])
+            else:
+                assert (out[0, ..., part] == UNSEEN_LOGIT).all() and not out[1, ..., part].any()
 
 
-def test_body_by_hand():
-    plan = Plan(name="p", classes=("tumour",))
-    hu = np.full((12, 12, 3), -1000.0, dtype=np.float32)
-    hu[2:10, 2:10] = 40
-    hu[4:8, 4:8] = -900  # lung: air that the body encloses
-    hu[11, 11, 0] = -310
-    expected = np.zeros(hu.shape, dtype=bool)
-    expected[2:10, 2:10] = True
-    np.testing.assert_array_equal(body_mask(normalise(hu, "CT", plan), "CT", plan), expected)
-    expected[11, 11, 0] = True  # 690 of 1040 is a signal
-    np.testing.assert_array_equal(body_mask(normalise(hu + 1000, "MR", plan), "MR", plan), expected)
-    narrow = plan.with_(ct_windows_hu=((-160.0, 240.0),))
-    assert body_mask(normalise(hu, "CT", narrow), "CT", narrow) is None
+def test_mirroring_is_the_mean_over_flips():
+    """A network that is blind to direction gives the same; one that sees only the first voxel is averaged over them."""
+    windows = torch.rand(2, 3, 4, 4, 4, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(mirrored(lambda w: w * 2, (0, 1, 2))(windows), windows * 2)
+    first = torch.zeros(1, 1, 2, 1, 1)
+    first[0, 0, 0] = 1
+    assert mirrored(lambda w: w * first, (0,))(torch.ones(1, 1, 2, 1, 1)).flatten().tolist() == [0.5, 0.5]
+    calls = []
+    mirrored(lambda w: calls.append(1) or w, (0, 1, 2))(windows)
+    assert len(calls) == 8
+
+
+def test_mirroring_swaps_the_sides():
+    """Class 1 is found where class 2 lies in the mirror, and only a flip along the first axis swaps them."""
+
+    def sided(windows):
+        left = torch.zeros_like(windows)
+        left[:, :, :2] = 1.0  # what lies first along axis 0 is class 1, the rest class 2
+        return torch.cat([windows * 0, left, 1 - left], dim=1)
+
+    window = torch.rand(1, 1, 4, 4, 4)
+    torch.testing.assert_close(mirrored(sided, (0,), [0, 2, 1])(window), sided(window))
+    torch.testing.assert_close(mirrored(sided, (0,))(window)[:, 1:], torch.full((1, 2, 4, 4, 4), 0.5))
+    torch.testing.assert_close(mirrored(sided, (1,), [0, 2, 1])(window), sided(window))
