@@ -190,6 +190,12 @@ def _parts(named: dict[str, tuple[int, ...]]) -> tuple[dict[str, int], dict[str,
     return labels, {name: tuple(of[v] for v in values) for name, values in named.items() if len(values) > 1}
 
 
+def undrawn(scheme: str, classes: list[str]) -> list[str]:
+    """The classes of a scheme that a model which draws `classes` never draws; none for "native"."""
+    drawn = {"tumour" if name in LESIONS else name for name in classes}
+    return [name for name in SCHEMES.get(scheme, {}) if name not in drawn]
+
+
 def to_scheme(mask: Mask, scheme: str) -> tuple[Mask, list[str]]:
     """The mask under the ids of a scheme, and the classes that the scheme has no id for (background there).
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from seg_backbone.errors import LabelError
-from seg_backbone.labels import LESIONS, WORDS, canonical, display, other_side, read_label_file, read_labels
+from seg_backbone.labels import LESIONS, WORDS, canonical, display, other_side, read_label_file, read_labels, undrawn
 
 
 @pytest.mark.parametrize(
@@ -130,3 +130,10 @@ def test_several_ignore_labels_of_different_meaning(tmp_path):
     for may_be in ({"rim": ["liver"]}, {"nothing": ["Tumor"]}, ["rim"]):
         with pytest.raises(LabelError, match="dataset.json: expected"):
             read(tmp_path, labels=labels, may_be=may_be)
+
+
+def test_what_a_model_never_draws_of_a_scheme():
+    assert undrawn("flare24", ["tumour", "liver"]) == []
+    assert undrawn("flare24", ["liver"]) == ["tumour"]
+    assert undrawn("flare23", ["tumour", "esophagus"])[:2] == ["liver", "kidney_right"]
+    assert undrawn("native", []) == []

@@ -59,7 +59,7 @@ def segment(
 
     from seg_backbone.errors import InputError
     from seg_backbone.io import read_volume, replacing, write_mask
-    from seg_backbone.labels import to_scheme
+    from seg_backbone.labels import to_scheme, undrawn
     from seg_backbone.stream import stream
     from seg_backbone.table import write_statistics
     from vlm.cli.progress import stages
@@ -124,7 +124,14 @@ def segment(
         report = result.report
         report["spans"]["write"] = (started, time.time())
         report["seconds"]["write"] = round(time.time() - started, 3)
-        return {"output": str(written), "labels": mask.labels, "dropped_classes": dropped, **report}
+        drawn = [name for name in report["classes"] if name not in report["not_trained_for"]]
+        return {
+            "output": str(written),
+            "labels": mask.labels,
+            "dropped_classes": dropped,  # the model draws them, the scheme has no id for them
+            "undrawn_classes": undrawn(labels, drawn),  # the scheme has an id for them, the model never draws them
+            **report,
+        }
 
     entries: list[dict[str, Any]] = []
     failures: list[Exception] = []
@@ -141,6 +148,9 @@ def segment(
                 entries.append({"case": case, "error": None, **entry})
                 _note(scan, entry)
             progress("scans", len(entries), len(scans))
+    missing = dict.fromkeys(name for entry in entries for name in entry.get("undrawn_classes", []))
+    if missing:
+        print(f"note: --labels {labels}: this model never draws {', '.join(missing)}", file=sys.stderr)
     text = json.dumps(entries, indent=2) + "\n"
     if len(failures) < len(scans):
         with replacing(out / "labels.json") as temporary:
