@@ -11,7 +11,7 @@ from seg_backbone.errors import CheckpointError
 
 
 @dataclass(frozen=True)
-class Region:
+class Roi:
     """How a low-resolution pass finds the part of a scan that is worth looking at.
 
     stride: the pass sees every n-th voxel of the working grid, by axis. threshold: foreground probability above which a
@@ -37,7 +37,7 @@ class Plan:
     minimum_ml: predicted components below this volume are dropped. single: classes that keep only their largest
     component, because anatomy has one. network / network_options: see seg_backbone.nets. mirror_axes: those that
     training mirrored, of (right, anterior, superior); mirror_swaps_sides: a mirrored left organ was taught as the right
-    one. region: the low-resolution pass of fast mode; None where it does not pay, or loses what the windows find.
+    one. roi: the low-resolution pass of fast mode; None where it does not pay, or loses what the windows find.
     """
 
     name: str
@@ -54,7 +54,7 @@ class Plan:
     single: tuple[str, ...] = ()
     mirror_axes: tuple[int, ...] = (0,)
     mirror_swaps_sides: bool = True
-    region: Region | None = None
+    roi: Roi | None = None
 
     def __post_init__(self) -> None:
         assert len(set(self.classes)) == len(self.classes) > 0, "class names must differ"
@@ -87,8 +87,8 @@ class Plan:
             data["regions"] = {name: tuple(parts) for name, parts in data.get("regions", {}).items()}
             data["trained_on"] = {modality: tuple(names) for modality, names in data["trained_on"].items()}
             data["mirror_axes"] = tuple(data.get("mirror_axes", (0,)))
-            if data.get("region"):
-                data["region"] = Region(**data["region"] | {"stride": tuple(data["region"]["stride"])})
+            if data.get("roi"):
+                data["roi"] = Roi(**data["roi"] | {"stride": tuple(data["roi"]["stride"])})
             return Plan(**data)
         except (OSError, ValueError, TypeError, KeyError, AttributeError, AssertionError) as error:
             raise CheckpointError(

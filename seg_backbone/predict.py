@@ -25,7 +25,7 @@ from seg_backbone.governor import MB, Budget, Choice, Work, choose, peak_ram_mb,
 from seg_backbone.io import read_volume
 from seg_backbone.labels import other_side
 from seg_backbone.lesions import Instances, find_instances
-from seg_backbone.plan import Plan, Region
+from seg_backbone.plan import Plan, Roi
 from seg_backbone.postprocess import clean
 from seg_backbone.preprocess import preprocess
 from seg_backbone.runtimes import (
@@ -143,7 +143,8 @@ class Segmenter:
         naming the smallest that would do.
         """
         clock = _Clock()
-        settings = Settings(step or (FAST_STEP if fast else self.plan.step), blending, mirror, export, fast, roi)
+        usual = FAST_STEP if fast else self.plan.step
+        settings = Settings(usual if step is None else step, blending, mirror, export, fast, roi)
         budget = Budget(max_ram_mb, max_gpu_mb, max_seconds)
         if verify_skips and budget.caps():
             raise ConfigError("verify_skips", "no caps", "some", "verify in a run without caps")
@@ -306,15 +307,15 @@ class Segmenter:
         body = body_mask(image.cpu().numpy(), volume.modality, self.plan) if settings.fast else None
         if body is not None:
             skipped |= dict.fromkeys(windows_without(tiling, body, starts), "air")
-        region = self.plan.region or (Region() if settings.roi else None)
+        roi = self.plan.roi or (Roi() if settings.roi else None)
         left = [start for start in starts if start not in skipped]
-        pays = region and settings.fast and len(left) > 2 * len(strided(tiling, region).starts())
-        if region and (pays if settings.roi is None else settings.roi):
+        pays = roi and settings.fast and len(left) > 2 * len(strided(tiling, roi).starts())
+        if roi and (pays if settings.roi is None else settings.roi):
             box = region_of_interest(
                 lambda windows, _: forward(windows),
                 image,
                 tiling,
-                region,
+                roi,
                 grid.spacing_mm,
                 self._excluded(volume),
                 body,

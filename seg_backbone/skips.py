@@ -15,7 +15,7 @@ from scipy.ndimage import binary_fill_holes
 
 from seg_backbone.geometry import Grid
 from seg_backbone.lesions import BODY_FRACTION, BODY_HU, find_instances
-from seg_backbone.plan import Plan, Region
+from seg_backbone.plan import Plan, Roi
 from seg_backbone.sliding_window import Network, predict_blocks, window_starts
 from seg_backbone.volume import Mask
 
@@ -68,10 +68,13 @@ def skip_report(skipped: dict[Start, str], tiling: Tiling, grid: Grid) -> dict[s
 
 
 def difference(mask: Mask, whole: Mask) -> dict[str, Any]:
-    """What skipping changed. whole: the mask of all windows. lost: the classes of its pieces that the mask lacks."""
+    """What skipping changed. whole: the mask of all windows. lost: class -> how many of its pieces the mask lacks."""
     pieces = find_instances(whole)
     lost = [one.label for one in pieces if not (mask.array[pieces.map == one.id] == whole.labels[one.label]).any()]
-    return {"voxels_that_differ": int((mask.array != whole.array).sum()), "lost": lost}
+    return {
+        "voxels_that_differ": int((mask.array != whole.array).sum()),
+        "lost": {label: lost.count(label) for label in dict.fromkeys(lost)},
+    }
 
 
 def body_mask(image: np.ndarray, modality: str, plan: Plan) -> np.ndarray | None:
@@ -93,9 +96,9 @@ def body_mask(image: np.ndarray, modality: str, plan: Plan) -> np.ndarray | None
     return body
 
 
-def strided(tiling: Tiling, region: Region) -> Tiling:
+def strided(tiling: Tiling, roi: Roi) -> Tiling:
     """The windows of the low-resolution pass: side by side over every n-th voxel."""
-    shape = tuple(-(-size // stride) for size, stride in zip(tiling.shape, region.stride, strict=True))
+    shape = tuple(-(-size // stride) for size, stride in zip(tiling.shape, roi.stride, strict=True))
     return Tiling(shape, tiling.patch, 1.0)
 
 
@@ -104,7 +107,7 @@ def region_of_interest(
     network: Network,
     image: torch.Tensor,
     tiling: Tiling,
-    region: Region,
+    roi: Roi,
     spacing_mm: np.ndarray,
     excluded: Collection[int] = (),
     body: np.ndarray | None = None,
@@ -112,27 +115,27 @@ def region_of_interest(
     """(i, j, k) bool box around everything that a low-resolution pass may have found; None where it found nothing.
 
     The network sees every n-th voxel of the image, without interpolation. A voxel counts where the classes that are not
-    `excluded` have a probability above `region.threshold` beside the background; their box is padded by
-    `region.margin_mm`. body: windows without any of it are left out of the pass.
+    `excluded` have a probability above `roi.threshold` beside the background; their box is padded by
+    `roi.margin_mm`. body: windows without any of it are left out of the pass.
     """
-    every = tuple(slice(None, None, stride) for stride in region.stride)
-    low = strided(tiling, region)
+    every = tuple(slice(None, None, stride) for stride in roi.stride)
+    low = strided(tiling, roi)
     air = [] if body is None else windows_without(low, body[every], low.starts())
     first, last, done = np.full(3, np.inf), np.full(3, -np.inf), 0
     for block in predict_blocks(
         network, image[(slice(None), *every)].contiguous(), low.patch, low.step, skipped=frozenset(air)
     ):
         wanted = [number for number in range(len(block)) if number not in excluded]
-        found = 1 - block[wanted].float().softmax(0)[0] > region.threshold
+        found = 1 - block[wanted].float().softmax(0)[0] > roi.threshold
         if found.any():
             where = found.nonzero().cpu().numpy() + np.array([0, 0, done])
             first, last = np.minimum(first, where.min(0)), np.maximum(last, where.max(0))
         done += block.shape[-1]
     if not np.isfinite(first).all():
         return None
-    margin = np.ceil(region.margin_mm / spacing_mm)
-    lowest = np.maximum(0, first * region.stride - margin).astype(int)
-    highest = np.minimum(np.array(tiling.shape) - 1, (last + 1) * region.stride - 1 + margin).astype(int)
+    margin = np.ceil(roi.margin_mm / spacing_mm)
+    lowest = np.maximum(0, first * roi.stride - margin).astype(int)
+    highest = np.minimum(np.array(tiling.shape) - 1, (last + 1) * roi.stride - 1 + margin).astype(int)
     box = np.zeros(tiling.shape, dtype=bool)
     box[tuple(slice(a, b + 1) for a, b in zip(lowest, highest, strict=True))] = True
     return box

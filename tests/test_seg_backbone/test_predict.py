@@ -14,7 +14,7 @@ from seg_backbone.geometry import Grid
 from seg_backbone.governor import Choice
 from seg_backbone.io import write_volume
 from seg_backbone.nets import build_network
-from seg_backbone.plan import Plan, Region
+from seg_backbone.plan import Plan, Roi
 from seg_backbone.predict import Segmenter, as_volume
 from seg_backbone.preprocess import preprocess
 from seg_backbone.volume import Volume
@@ -205,7 +205,7 @@ def test_windows_are_skipped_by_what_and_nothing_is_lost(threshold):
     for found in (fast, roi):
         np.testing.assert_array_equal(found.mask.array, accurate.mask.array)
         skipped = found.report["skipped"]
-        assert (skipped["voxels_that_differ"], skipped["lost"]) == (0, [])
+        assert (skipped["voxels_that_differ"], skipped["lost"]) == (0, {})
         assert len(skipped["windows"]) == skipped["air"] + skipped["roi"] > 0
         assert found.report["windows"] + len(skipped["windows"]) == len(threshold_windows())
     assert fast.report["skipped"]["roi"] == 0 < fast.report["skipped"]["air"]
@@ -230,13 +230,13 @@ def test_what_a_region_loses_is_named(threshold):
     array, affine = long_scan()
     array[31, 5, 31] = 200
     found = threshold((array, affine), "CT", fast=True, roi=True, verify_skips=True)
-    assert found.report["skipped"]["lost"] == ["tumour"]
+    assert found.report["skipped"]["lost"] == {"tumour": 1}
     assert found.report["skipped"]["voxels_that_differ"] == 1
     assert threshold((array, affine), "CT", fast=True).mask.array[31, 5, 31] == 1
 
 
 def test_fast_mode_uses_the_plans_region_only_where_it_pays():
-    planned = Segmenter(Threshold(), PLAN.with_(region=Region((2, 2, 2), 0.5, 8.0)), "0")
+    planned = Segmenter(Threshold(), PLAN.with_(roi=Roi((2, 2, 2), 0.5, 8.0)), "0")
     assert planned(long_scan(), "CT", fast=True).report["skipped"]["roi"] > 0
     assert planned(long_scan(), "CT", fast=True, roi=False).report["skipped"]["roi"] == 0
     assert planned(long_scan(), "CT").report["skipped"]["roi"] == 0

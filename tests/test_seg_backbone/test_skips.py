@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from seg_backbone.geometry import Grid
-from seg_backbone.plan import Plan, Region
+from seg_backbone.plan import Plan, Roi
 from seg_backbone.preprocess import normalise
 from seg_backbone.skips import (
     Tiling,
@@ -72,36 +72,36 @@ def image_with(*voxels, shape=(40, 24, 16)):
     return image
 
 
-REGION = Region((2, 2, 1), 0.5, 4.0)
+ROI = Roi((2, 2, 1), 0.5, 4.0)
 SPACING = np.array([2.0, 1.0, 4.0])
 TILING = Tiling((40, 24, 16), PATCH, 0.5)
 
 
 def test_the_region_is_padded_in_millimetres():
     """Voxels (10, 8, 3) and (14, 12, 5): 4 mm are 2, 4 and 1 voxels; the strided voxel covers two along i and j."""
-    box = region_of_interest(bright, image_with((0, 10, 8, 3), (0, 14, 12, 5)), TILING, REGION, SPACING)
+    box = region_of_interest(bright, image_with((0, 10, 8, 3), (0, 14, 12, 5)), TILING, ROI, SPACING)
     where = np.argwhere(box)
     assert where.min(0).tolist() == [8, 4, 2]
     assert where.max(0).tolist() == [17, 17, 6]
     assert box.sum() == 10 * 14 * 5
-    corner = region_of_interest(bright, image_with((0, 38, 0, 15)), TILING, REGION, SPACING)
+    corner = region_of_interest(bright, image_with((0, 38, 0, 15)), TILING, ROI, SPACING)
     assert np.argwhere(corner).min(0).tolist() == [36, 0, 14]
     assert np.argwhere(corner).max(0).tolist() == [39, 5, 15]
 
 
 def test_an_empty_region_is_none():
-    assert region_of_interest(bright, image_with(), TILING, REGION, SPACING) is None
-    assert region_of_interest(bright, image_with((1, 10, 8, 3)), TILING, REGION, SPACING, excluded=(2,)) is None
-    assert region_of_interest(bright, image_with((0, 11, 9, 3)), TILING, REGION, SPACING) is None  # between the strides
+    assert region_of_interest(bright, image_with(), TILING, ROI, SPACING) is None
+    assert region_of_interest(bright, image_with((1, 10, 8, 3)), TILING, ROI, SPACING, excluded=(2,)) is None
+    assert region_of_interest(bright, image_with((0, 11, 9, 3)), TILING, ROI, SPACING) is None  # between the strides
     nobody = np.zeros((40, 24, 16), dtype=bool)
-    assert region_of_interest(bright, image_with((0, 10, 8, 3)), TILING, REGION, SPACING, body=nobody) is None
+    assert region_of_interest(bright, image_with((0, 10, 8, 3)), TILING, ROI, SPACING, body=nobody) is None
 
 
 def test_the_low_resolution_pass_is_small():
     """20 x 12 x 16 strided voxels in windows of 8 x 6 x 4 side by side."""
-    assert strided(TILING, REGION).shape == (20, 12, 16)
-    assert len(strided(TILING, REGION).starts()) == 3 * 2 * 4
-    assert strided(Tiling((5, 7, 1), PATCH, 0.5), Region((2, 3, 4))).shape == (3, 3, 1)
+    assert strided(TILING, ROI).shape == (20, 12, 16)
+    assert len(strided(TILING, ROI).starts()) == 3 * 2 * 4
+    assert strided(Tiling((5, 7, 1), PATCH, 0.5), Roi((2, 3, 4))).shape == (3, 3, 1)
 
 
 def test_the_report_says_which_by_what_and_where():
@@ -120,5 +120,5 @@ def test_a_lost_piece_is_named():
     mask = whole.copy()
     mask[2, 2, 2] = mask[6, 1] = 0
     said = difference(Mask(mask, grid, labels), Mask(whole, grid, labels))
-    assert said == {"voxels_that_differ": 3, "lost": ["tumour"]}
-    assert difference(Mask(whole, grid, labels), Mask(whole, grid, labels)) == {"voxels_that_differ": 0, "lost": []}
+    assert said == {"voxels_that_differ": 3, "lost": {"tumour": 1}}
+    assert difference(Mask(whole, grid, labels), Mask(whole, grid, labels)) == {"voxels_that_differ": 0, "lost": {}}

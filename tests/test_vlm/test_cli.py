@@ -154,8 +154,25 @@ def test_skips_are_verified(run, model, tmp_path):
     assert code == 0
     skipped = json.loads(stdout)[0]["skipped"]
     assert skipped["air"] > 0 and skipped["voxels_that_differ"] >= 0
-    told = f"{skipped['air']} windows of air skipped, {skipped['voxels_that_differ']} voxels differ"
-    assert stderr == f"note: {scan}: {told}\n"
+    assert len(skipped["windows"]) == skipped["air"] and all(one["by"] == "air" for one in skipped["windows"])
+    told = f"windows skipped: {skipped['air']} by air; {skipped['voxels_that_differ']} voxels differ"
+    lost = ", ".join(f"{count} {name}" for name, count in skipped["lost"].items())  # of an untrained model's noise
+    assert stderr == f"note: {scan}: {told}{'; pieces lost: ' if lost else ''}{lost}\n"
+
+
+def test_windows_as_asked_for(run, model, volume, tmp_path):
+    scan = write_volume(volume, tmp_path / "scan.nii.gz")
+    common = ["segment", scan, "-o", tmp_path / "out", "--model", model, "--device", "cpu", "--json"]
+    asked = ["--step", 1.0, "--blending", "uniform", "--mirror", "--export", "nearest", "--roi"]
+    code, stdout, _ = run(*common, *asked)
+    assert code == 0
+    report = json.loads(stdout)[0]
+    assert report["settings"] == {"blending": "uniform", "mirrored": [0], "export": "nearest"}
+    assert report["budget"]["chosen"]["step"] == 1.0 and report["mode"] == "accurate"
+    assert report["skipped"]["air"] == 0 <= report["skipped"]["roi"]
+    for wrong in (["--step", 0], ["--step", 1.2], ["--blending", "hann"], ["--export", "cubic"]):
+        code, _, stderr = run(*common, *wrong)
+        assert code == 2 and wrong[0] in stderr
 
 
 def test_a_mask_that_cannot_be_written_does_not_stop_the_rest(run, model, volume, tmp_path):

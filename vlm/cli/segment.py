@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from seg_backbone.predict import Segmentation
     from seg_backbone.volume import Volume
 
+WINDOWS: dict[str, Any] = {"rich_help_panel": "Windows"}
 Span = tuple[float, float]  # time of day in seconds, start and end
 
 
@@ -23,6 +24,24 @@ def segment(
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder for CASE.nii.gz and labels.json.")],
     model: Annotated[str, typer.Option(help="A model that ships, or a model folder.")] = "default",
     fast: Annotated[bool, typer.Option("--fast/--accurate", help="Fewer overlapping windows, none of air.")] = False,
+    step: Annotated[
+        float | None, typer.Option(help="Share of a window between neighbours, instead of the model's.", **WINDOWS)
+    ] = None,
+    blending: Annotated[
+        Literal["gaussian", "uniform"], typer.Option(help="Weights of overlapping windows.", **WINDOWS)
+    ] = "gaussian",
+    mirror: Annotated[bool, typer.Option("--mirror", help="Mean over the flips of training.", **WINDOWS)] = False,
+    export: Annotated[
+        Literal["linear", "nearest"],
+        typer.Option(help="nearest: faster; has the steps of the working grid.", **WINDOWS),
+    ] = "linear",
+    roi: Annotated[
+        bool | None,
+        typer.Option("--roi/--no-roi", help="Windows only near what a low-resolution pass finds.", **WINDOWS),
+    ] = None,
+    verify_skips: Annotated[
+        bool, typer.Option("--verify-skips", help="Also run the skipped windows; tell what differs.", **WINDOWS)
+    ] = False,
     labels: Annotated[
         Literal["native", "flare23", "flare24"], typer.Option(help="Whose ids the masks use.")
     ] = "native",
@@ -33,9 +52,6 @@ def segment(
     max_gpu_mb: Annotated[float | None, typer.Option(help="Cap on the device's memory.")] = None,
     max_ram_mb: Annotated[float | None, typer.Option(help="Cap on this process' memory.")] = None,
     max_seconds: Annotated[float | None, typer.Option(help="Cap on reading and segmenting each scan.")] = None,
-    verify_skips: Annotated[
-        bool, typer.Option("--verify-skips", help="Also run the windows that --fast skips; tell what differs.")
-    ] = False,
     modality: Annotated[
         Literal["CT", "MR"] | None, typer.Option(help="Of every scan; a DICOM tells, others are guessed.")
     ] = None,
@@ -78,10 +94,12 @@ def segment(
 
     def prepare() -> Callable[[tuple[Volume, Span]], tuple[Volume, Segmentation]]:
         from seg_backbone.governor import Budget
-        from seg_backbone.predict import Segmenter
+        from seg_backbone.predict import Segmenter, Settings
 
         once["import"] = (begun, time.time())
         Budget(max_ram_mb, max_gpu_mb, max_seconds)  # an impossible cap is told before the weights load
+        if step is not None:
+            Settings(step)
         segmenter = Segmenter.load(model, device, runtime)
         once["load"] = (once["import"][1], time.time())
 
@@ -96,6 +114,11 @@ def segment(
                 max_ram_mb=max_ram_mb,
                 max_seconds=None if max_seconds is None else max(max_seconds - (reading[1] - reading[0]), 1e-3),
                 verify_skips=verify_skips,
+                step=step,
+                blending=blending,
+                mirror=mirror,
+                export=export,
+                roi=roi,
             )
             parts = {**once, **_spans(started, result.report["seconds"]), "read": reading}
             once.clear()
@@ -171,13 +194,18 @@ def segment(
 
 def _note(scan: Path, entry: dict[str, Any]) -> None:
     """What a user should know of a scan that went well, on stderr."""
+    from seg_backbone.skips import CERTIFICATES
+
     if set(entry["not_trained_for"]) == set(entry["classes"]):
         print(
             f"note: {scan}: {entry['model']} was not trained on {entry['modality']}; its mask is empty", file=sys.stderr
         )
     skipped = entry["skipped"]
     if skipped["voxels_that_differ"] is not None:
-        note = f"{skipped['air']} windows of air skipped, {skipped['voxels_that_differ']} voxels differ"
+        by = ", ".join(f"{skipped[name]} by {name}" for name in CERTIFICATES if skipped[name]) or "none"
+        note = f"windows skipped: {by}; {skipped['voxels_that_differ']} voxels differ"
+        if skipped["lost"]:
+            note += f"; pieces lost: {', '.join(f'{count} {name}' for name, count in skipped['lost'].items())}"
         print(f"note: {scan}: {note}", file=sys.stderr)
 
 
