@@ -28,15 +28,7 @@ from seg_backbone.lesions import Instances, find_instances
 from seg_backbone.plan import Plan, Roi
 from seg_backbone.postprocess import clean
 from seg_backbone.preprocess import preprocess
-from seg_backbone.runtimes import (
-    DRIFT_DICE,
-    Forward,
-    drift,
-    has_openvino,
-    openvino_runtime,
-    require_runtime,
-    torch_runtime,
-)
+from seg_backbone.runtimes import Forward, Runtimes
 from seg_backbone.skips import (
     Start,
     Tiling,
@@ -47,7 +39,7 @@ from seg_backbone.skips import (
     strided,
     windows_without,
 )
-from seg_backbone.sliding_window import BLENDINGS, Network, mirrored, pad_to_patch, predict_blocks
+from seg_backbone.sliding_window import BLENDINGS, Network, mirrored, predict_blocks
 from seg_backbone.volume import MODALITIES, Mask, Volume, guess_modality
 
 FAST_STEP = 0.8  # share of a window between neighbours in fast mode; FLARE's winners use 0.7 to 0.8
@@ -93,17 +85,15 @@ class Segmenter:
     def __init__(
         self, network: torch.nn.Module, plan: Plan, version: str, device: str = "cpu", runtime: str = "torch"
     ) -> None:
-        require_runtime(runtime, device)
-        self.network, self.plan, self.version, self.runtime = network.to(device), plan, version, runtime
+        self.network, self.plan, self.version = network.to(device), plan, version
         self.device = torch.device(device)
-        self._openvino: Forward | None = None
-        self._drift: dict[str, float] | None = None
+        self.runtimes = Runtimes(self.network, len(plan.ct_windows_hu), plan.patch, runtime, self.device)
 
     @staticmethod
     def load(name: str | Path = "default", device: str = "auto", runtime: str = "torch") -> Segmenter:
         """Load a model that ships by name, or a model folder. device: "auto", "cpu" or "cuda".
 
-        runtime: "torch", "openvino", or "auto": OpenVINO where it is installed, in fast mode on a CPU.
+        runtime: see Runtimes.
         Raises CheckpointError for a folder that is no model, ConfigError for a device or runtime that is not there.
         """
         if device.startswith("cuda") and not torch.cuda.is_available():
@@ -150,12 +140,12 @@ class Segmenter:
             raise ConfigError("verify_skips", "no caps", "some", "verify in a run without caps")
         volume = as_volume(scan, modality)
         clock.lap("read")
-        forward, why_torch = self._choose_runtime(fast, keep_stages)
+        runtime = self.runtimes.choose(fast, bool(keep_stages))
         choice = Choice(batch=GPU_BATCH if self.device.type == "cuda" and not keep_stages else 1, step=settings.step)
         predicted = None
         why: list[str] = []
         if budget.caps():
-            work = self._survey(volume, self._mirrored(forward, settings), budget, clock)
+            work = self._survey(volume, self._mirrored(runtime.forward, settings), budget, clock)
             choice, need, why = choose(budget, choice, work.need, volume.source)
             predicted = {**need.peaks(), **({} if max_seconds else {"seconds": None})}  # untimed without that cap
             if budget.seconds:
@@ -165,12 +155,11 @@ class Segmenter:
             volume, self.plan.with_(spacing_mm=tuple(s * choice.coarser for s in self.plan.spacing_mm))
         )
         clock.lap("preprocess")
-        if forward is self._openvino:
-            forward, why_torch = self._check_drift(forward, torch.from_numpy(image))
-        collector = Collector(self.network, self._mirrored(forward, settings), grid, keep_stages)
+        runtime = self.runtimes.verified(runtime, torch.from_numpy(image))
+        collector = Collector(self.network, self._mirrored(runtime.forward, settings), grid, keep_stages)
         tiling = Tiling(grid.shape, self.plan.patch, choice.step)
         tensor = torch.from_numpy(image).to(self.device)
-        skipped = {} if keep_stages else self._skip(forward, tensor, volume, grid, tiling, settings)
+        skipped = {} if keep_stages else self._skip(runtime.forward, tensor, volume, grid, tiling, settings)
         del image
         clock.lap("skips")
         mask, percent = self._segment(collector, tensor, volume, choice, settings, frozenset(skipped), progress, clock)
@@ -202,12 +191,7 @@ class Segmenter:
                 "mirrored": list(self.plan.mirror_axes) if mirror else [],
                 "export": export,
             },
-            "runtime": {
-                "asked": self.runtime,
-                "used": "openvino" if forward is self._openvino else "torch",
-                "why": why_torch,
-                "drift": self._drift,
-            },
+            "runtime": self.runtimes.report(runtime),
             "windows": collector.count,
             "skipped": said,
             "budget": {
@@ -226,32 +210,6 @@ class Segmenter:
         """The classes that no training scan of this modality annotated: the mask never holds them."""
         trained = self.plan.trained_on.get(modality, ())
         return [name for name in self.plan.classes if name not in trained]
-
-    def _choose_runtime(self, fast: bool, keep_stages: tuple[int, ...]) -> tuple[Forward, str | None]:
-        """The runtime for one scan, and why it is torch where something else was asked for. Converts once."""
-        if self.runtime == "torch":
-            return torch_runtime(self.network), None
-        if keep_stages:
-            return torch_runtime(self.network), "features come from torch"
-        if self.runtime == "auto" and not (fast and self.device.type == "cpu" and has_openvino()):
-            return torch_runtime(self.network), "auto takes openvino where it is installed, in fast mode on a CPU"
-        if self._openvino is None:
-            self._openvino = openvino_runtime(self.network, len(self.plan.ct_windows_hu), self.plan.patch)
-        return self._openvino, None
-
-    def _check_drift(self, network: Forward, image: torch.Tensor) -> tuple[Forward, str | None]:
-        """The runtime, or torch and why where the two differ on the middle window of the first scan."""
-        if self._drift is None:
-            padded, _ = pad_to_patch(image, self.plan.patch)
-            low = [(n - p) // 2 for n, p in zip(padded.shape[1:], self.plan.patch, strict=True)]
-            place = tuple(slice(first, first + p) for first, p in zip(low, self.plan.patch, strict=True))
-            window = padded[(slice(None), *place)][None].contiguous()
-            with torch.inference_mode():
-                self._drift = drift(torch_runtime(self.network)(window), network(window))
-        dice = self._drift["dice"]
-        if dice >= DRIFT_DICE:
-            return network, None
-        return torch_runtime(self.network), f"openvino drifts: Dice {dice:.4f} with torch on one window"
 
     def _survey(self, volume: Volume, network: Forward, budget: Budget, clock: _Clock) -> Work:
         """What the scan will cost here: memory from shapes; for a cap on time one window and one slice are timed."""

@@ -1,7 +1,8 @@
-"""What runs the network: torch, or OpenVINO on a CPU, which takes about half the time.
+"""What runs the network: torch, torch compiled, or OpenVINO on a CPU, which takes about half the time.
 
 A runtime is a function of windows: (n, channels, *patch) float32 -> (n, classes, *patch) float32 logits. Encoder
-features always come from torch.
+features always come from torch. Whatever is not plain torch is held against it on windows of the first scan, and
+dropped where the two disagree.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import warnings
-from collections.abc import Callable
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,44 +20,151 @@ import numpy as np
 import torch
 
 from seg_backbone.errors import ConfigError
+from seg_backbone.io.atomic import replacing
+from seg_backbone.sliding_window import Forward, pad_to_patch, window_starts
 
-RUNTIMES = ("torch", "openvino", "auto")
+OPENVINO = {"openvino": ("openvino",), "openvino-int8": ("openvino", "nncf")}  # runtime -> packages that it needs
+EXTRAS = {"openvino": "openvino", "nncf": "int8", "onnx": "onnx", "onnxscript": "onnx", "onnxruntime": "onnx"}
+RUNTIMES = ("torch", "compile", *OPENVINO, "auto")
 DRIFT_DICE = 0.99  # below it the two runtimes are not the same model
-Forward = Callable[[torch.Tensor], torch.Tensor]
+CALIBRATION = 8  # windows at most that set the ranges of int8
+CHECKED = 4  # windows at most that a runtime is held against torch on
 
 
-def torch_runtime(network: torch.nn.Module) -> Forward:
-    """The network as it is."""
-    return lambda windows: network.decoder(network.encoder(windows))
+@dataclass(frozen=True)
+class Runtime:
+    """One way to run the network. why: for what reason it is not the one that was asked for; None where it is.
+
+    drift: see the function; None for torch, and until it was checked.
+    """
+
+    name: str
+    forward: Forward
+    why: str | None = None
+    drift: dict[str, float] | None = None
+
+
+class Runtimes:
+    """The runtimes of one network: which one a scan gets, made once, checked once.
+
+    asked: one of RUNTIMES. "auto" is OpenVINO where it is installed, in fast mode on a CPU.
+    Raises ConfigError for an unknown runtime, and for one that cannot be used here.
+    """
+
+    def __init__(
+        self, network: torch.nn.Module, channels: int, patch: tuple[int, int, int], asked: str, device: torch.device
+    ) -> None:
+        require_runtime(asked, device.type)
+        self.network, self.channels, self.patch, self.asked, self.device = network, channels, patch, asked, device
+        self._made: dict[str, Runtime] = {}
+
+    def choose(self, fast: bool, features: bool) -> Runtime:
+        """The runtime for a scan. features: whether encoder features are kept. int8 comes only with `verified`."""
+        plain = Runtime("torch", torch_runtime(self.network, fast and self.device.type == "cuda"))
+        if self.asked == "torch":
+            return plain
+        if features:
+            return replace(plain, why="features come from torch")
+        if self.asked == "auto" and not (fast and self.device.type == "cpu" and has_package("openvino")):
+            return replace(plain, why="auto takes openvino where it is installed, in fast mode on a CPU")
+        name = "compile" if self.asked == "compile" else "openvino"
+        if name not in self._made:
+            make = compiled_runtime if name == "compile" else openvino_runtime
+            self._made[name] = Runtime(name, make(self.network, self.channels, self.patch))
+        return self._made[name]
+
+    def verified(self, chosen: Runtime, image: torch.Tensor) -> Runtime:
+        """The runtime, or one that agrees with torch where it does not; image: (channels, i, j, k), preprocessed."""
+        if chosen.name == "torch":
+            return chosen
+        if self._made[chosen.name].drift is None:
+            self._made[chosen.name] = replace(chosen, drift=self._drift(chosen.forward, _spread(image, self.patch, 1)))
+        chosen = self._settled(chosen.name, Runtime("torch", torch_runtime(self.network)))
+        if self.asked != "openvino-int8" or chosen.name == "torch":
+            return chosen
+        if "openvino-int8" not in self._made:
+            windows = _spread(image, self.patch, CALIBRATION + CHECKED)
+            forward = openvino_runtime(self.network, self.channels, self.patch, windows[::2][:CALIBRATION])
+            drift = self._drift(forward, (windows[1::2] or windows)[:CHECKED])
+            self._made["openvino-int8"] = Runtime("openvino-int8", forward, drift=drift)
+        return self._settled("openvino-int8", chosen)
+
+    def report(self, used: Runtime) -> dict[str, Any]:
+        """What was asked for, used and why, ready for JSON; drift of every runtime that was checked."""
+        checked = {name: made.drift for name, made in self._made.items() if made.drift is not None}
+        return {"asked": self.asked, "used": used.name, "why": used.why, "drift": checked}
+
+    def _settled(self, name: str, other: Runtime) -> Runtime:
+        """A checked runtime, or the other one with the reason."""
+        drift = self._made[name].drift
+        assert drift is not None
+        if drift["dice"] >= DRIFT_DICE:
+            return self._made[name]
+        return replace(other, why=f"{name} drifts: Dice {drift['dice']:.4f} with torch on {drift['windows']} windows")
+
+    def _drift(self, forward: Forward, windows: list[torch.Tensor]) -> dict[str, float]:
+        plain = torch_runtime(self.network)
+        with torch.inference_mode():
+            pairs = [(plain(window), forward(window)) for window in (one.to(self.device) for one in windows)]
+        return drift(torch.cat([ours for ours, _ in pairs]), torch.cat([theirs for _, theirs in pairs]))
+
+
+def torch_runtime(network: torch.nn.Module, half: bool = False) -> Forward:
+    """The network as it is. half: in mixed precision (float16 where it is safe), on a GPU."""
+
+    def forward(windows: torch.Tensor) -> torch.Tensor:
+        with torch.autocast("cuda", torch.float16, enabled=half):
+            return network.decoder(network.encoder(windows)).float()
+
+    return forward
+
+
+def compiled_runtime(network: torch.nn.Module, channels: int, patch: tuple[int, int, int]) -> Forward:
+    """The network through torch.compile, for windows of one shape. The first window takes from half a minute up."""
+    return torch.compile(torch_runtime(network), dynamic=False)
 
 
 def require_runtime(name: str, device: str) -> None:
     """Raises ConfigError for an unknown runtime, and for OpenVINO where it cannot be used."""
     if name not in RUNTIMES:
         raise ConfigError("runtime", f"one of {RUNTIMES}", repr(name), "choose one of them")
-    if name == "openvino" and find_spec("openvino") is None:
-        raise ConfigError("runtime", "openvino to be installed", "none", "pip install 'flare-vlm[openvino]'")
-    if name == "openvino" and device != "cpu":
-        raise ConfigError("runtime", "the CPU for openvino", device, "pass --device cpu")
+    if name not in OPENVINO:
+        return
+    _require("runtime", *OPENVINO[name])
+    if device != "cpu":
+        raise ConfigError("runtime", f"the CPU for {name}", device, "pass --device cpu")
 
 
-def has_openvino() -> bool:
-    """True where the optional package is installed."""
-    return find_spec("openvino") is not None
+def _require(source: str, *packages: str) -> None:
+    """Raises ConfigError where an optional package is missing."""
+    for name in packages:
+        if not has_package(name):
+            raise ConfigError(source, f"{name} to be installed", "none", f"pip install 'flare-vlm[{EXTRAS[name]}]'")
+
+
+def has_package(name: str) -> bool:
+    """True where an optional package is installed."""
+    return find_spec(name) is not None
 
 
 def openvino_runtime(
-    network: torch.nn.Module, channels: int, patch: tuple[int, int, int], cache: Path | None = None
+    network: torch.nn.Module,
+    channels: int,
+    patch: tuple[int, int, int],
+    calibration: list[torch.Tensor] | None = None,
+    cache: Path | None = None,
 ) -> Forward:
-    """The network converted for OpenVINO in float32, on as many threads as torch uses.
+    """The network converted for OpenVINO, on as many threads as torch uses: float32, or int8 with calibration windows.
 
-    The converted model is kept in `cache` (default ~/.cache/flare-vlm/openvino) under a hash of weights, patch and
-    OpenVINO's version, so that the next start only reads it. Where the cache cannot be written it is done without.
+    The converted model is kept in `cache` (default ~/.cache/flare-vlm/openvino) under a hash of weights, patch, kind
+    and OpenVINO's version, so that the next start only reads it. Where the cache cannot be written it is done without.
+    calibration: (1, channels, *patch) each; NNCF takes the ranges of the activations from them.
     """
     import openvino
 
+    kind = "float32" if calibration is None else "int8"
     folder = cache or Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "flare-vlm" / "openvino"
-    path = folder / f"{_digest(network, patch, openvino.__version__)}.xml"
+    path = folder / f"{_digest(network, patch, openvino.__version__, kind)}.xml"
     core = openvino.Core()
     try:
         model = core.read_model(path)
@@ -65,10 +173,12 @@ def openvino_runtime(
             warnings.simplefilter("ignore")  # tracing warns of Python conditions; shapes are fixed here
             model = openvino.convert_model(network, example_input=torch.zeros((1, channels, *patch)))
         model.reshape([1, channels, *patch])
+        if calibration is not None:
+            model = _quantised(model, calibration)
         _keep(openvino, model, path)
     options = {
         "PERFORMANCE_HINT": "LATENCY",
-        "INFERENCE_PRECISION_HINT": "f32",
+        "INFERENCE_PRECISION_HINT": "f32",  # of what is not int8
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
     }
     compiled = core.compile_model(model, "CPU", options)
@@ -79,9 +189,37 @@ def openvino_runtime(
     return forward
 
 
+def export_onnx(network: torch.nn.Module, channels: int, patch: tuple[int, int, int], plan: str, path: Path) -> float:
+    """Write the network as ONNX: `windows` (n, channels, *patch) -> `logits` (n, classes, *patch), both float32.
+
+    plan: JSON that goes into the file's metadata under "plan"; without it nobody can prepare the windows. Returns the
+    largest difference of a logit between ONNX Runtime and torch on two random windows.
+    Raises ConfigError where the optional packages are missing.
+    """
+    _require("export", "onnx", "onnxscript", "onnxruntime")
+    import onnx
+    import onnxruntime
+
+    windows = torch.randn((2, channels, *patch), generator=torch.Generator().manual_seed(0))
+    names = {"input_names": ["windows"], "output_names": ["logits"]}
+    with warnings.catch_warnings(), torch.inference_mode():
+        warnings.simplefilter("ignore")  # the exporter warns of its own libraries
+        program = torch.onnx.export(
+            network, (windows,), dynamo=True, dynamic_shapes=({0: "n"},), verbose=False, **names
+        )
+        expected = network(windows)
+    model = program.model_proto
+    onnx.helper.set_model_props(model, {"plan": plan})
+    with replacing(path) as temporary:
+        onnx.save(model, temporary)
+        session = onnxruntime.InferenceSession(temporary, providers=["CPUExecutionProvider"])
+        (logits,) = session.run(None, {"windows": windows.numpy()})
+    return float(np.abs(logits - expected.numpy()).max())
+
+
 def drift(first: torch.Tensor, second: torch.Tensor) -> dict[str, float]:
-    """Two (n, classes, ...) logits -> the lowest Dice of a class that either finds (1 where none), and the largest
-    difference of a logit.
+    """Two (n, classes, ...) logits -> the lowest Dice of a class that either finds (1 where none), the largest
+    difference of a logit, and n.
     """
     ours, theirs = first.argmax(1), second.argmax(1)
     scores = [1.0]
@@ -89,7 +227,29 @@ def drift(first: torch.Tensor, second: torch.Tensor) -> dict[str, float]:
         one, other = ours == value, theirs == value
         if size := int(one.sum() + other.sum()):
             scores.append(2 * int((one & other).sum()) / size)
-    return {"dice": min(scores), "largest_difference": float((first - second).abs().max())}
+    return {
+        "dice": min(scores),
+        "largest_difference": float((first - second).abs().max()),
+        "windows": len(first),
+    }
+
+
+def _spread(image: torch.Tensor, patch: tuple[int, int, int], count: int) -> list[torch.Tensor]:
+    """Up to `count` windows (1, channels, *patch), spread evenly over those side by side in a scan."""
+    padded, _ = pad_to_patch(image, patch)
+    starts = window_starts(tuple(padded.shape[1:]), patch, 1.0)
+    chosen = {int((n + 0.5) * len(starts) / count) for n in range(count)}
+    places = [tuple(slice(s, s + n) for s, n in zip(starts[n], patch, strict=True)) for n in sorted(chosen)]
+    return [padded[(slice(None), *place)][None].contiguous() for place in places]
+
+
+def _quantised(model: Any, calibration: list[torch.Tensor]) -> Any:
+    """The model with int8 convolutions (NNCF's post-training quantisation)."""
+    import nncf
+
+    nncf.set_log_level(40)  # errors
+    data = nncf.Dataset([window.numpy() for window in calibration])
+    return nncf.quantize(model, data, preset=nncf.QuantizationPreset.MIXED, subset_size=len(calibration))
 
 
 def _keep(openvino: Any, model: Any, path: Path) -> None:
@@ -105,9 +265,9 @@ def _keep(openvino: Any, model: Any, path: Path) -> None:
         return
 
 
-def _digest(network: torch.nn.Module, patch: tuple[int, int, int], version: str) -> str:
-    """24 hex digits that name the weights, the layers, the window and the version of OpenVINO."""
-    known = hashlib.sha256(f"{network}{patch}{version}".encode())
+def _digest(network: torch.nn.Module, patch: tuple[int, int, int], version: str, kind: str) -> str:
+    """24 hex digits that name the weights, the layers, the window, the kind and the version of OpenVINO."""
+    known = hashlib.sha256(f"{network}{patch}{version}{kind}".encode())
     for name, value in network.state_dict().items():
         known.update(name.encode())
         known.update(value.detach().cpu().contiguous().numpy().tobytes())

@@ -97,6 +97,23 @@ def fetch(
         print(fetch_default())
 
 
+@app.command()
+def export(
+    name: Annotated[str, typer.Argument(help="A segmentation model that ships, or a model folder.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="The ONNX file to write.")],
+) -> None:
+    """Write a segmentation network as ONNX, with its plan in the metadata, and hold it against torch."""
+    import json
+
+    from seg_backbone.checkpoint import load_model
+    from seg_backbone.runtimes import export_onnx
+
+    network, plan, version = load_model(name)
+    differs = export_onnx(network, len(plan.ct_windows_hu), plan.patch, plan.to_json(), out)
+    facts = {"model": f"{plan.name}@{version}", "output": str(out), "largest_difference_of_a_logit": differs}
+    print(json.dumps(facts, indent=2))
+
+
 def _shipped() -> Iterator[Shipped]:
     from seg_backbone.checkpoint import SHIPPED
 

@@ -47,7 +47,8 @@ def segment(
     ] = "native",
     device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where the network runs.")] = "auto",
     runtime: Annotated[
-        Literal["torch", "openvino", "auto"], typer.Option(help="auto: OpenVINO if installed, with --fast on a CPU.")
+        Literal["torch", "compile", "openvino", "openvino-int8", "auto"],
+        typer.Option(help="auto: OpenVINO if installed, with --fast on a CPU. compile: torch.compile, for many scans."),
     ] = "auto",
     max_gpu_mb: Annotated[float | None, typer.Option(help="Cap on the device's memory.")] = None,
     max_ram_mb: Annotated[float | None, typer.Option(help="Cap on this process' memory.")] = None,
