@@ -1,4 +1,4 @@
-"""Two systems on the same cases: the paired difference of every metric, its interval and its p value."""
+"""Two systems on the same cases: the paired difference of every metric, its interval and tests, and what changed."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.stats import permutation_test
 
-from eval.bootstrap import clustered_intervals
+from eval.bootstrap import mean_interval
+from eval.paired import gaps, permutation_p, wilcoxon_p
 from eval.scores import Scores, lower_is_better, read_scores
 from eval.tables import Table, with_interval
 from seg_backbone.errors import ConfigError
+
+MOST_CHANGED = 10  # cases listed a metric and side
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,43 +36,63 @@ class Comparison:
             "b": self.scores.systems[1],
             "folders": self.scores.folders,
             "metrics": self.differences,
-            "test": "two-sided sign-flip permutation of whole clusters; not corrected for the number of metrics",
+            "changed": self.changed,
+            "test": "p: sign-flip permutation of whole clusters; p_wilcoxon: Wilcoxon signed rank of the clusters' "
+            "mean differences; both two-sided, not corrected for the number of metrics",
             "bootstrap": {"seed": self.seed, "resamples": self.resamples, "level": 0.95, "cluster": "patient or case"},
             "notes": self.scores.notes,
         }
 
     @cached_property
     def differences(self) -> dict[str, dict[str, Any]]:
-        """Metric -> means, mean difference with its 95 % interval over clusters, p, and how many cases each side wins.
+        """Metric -> means, mean difference with its 95 % interval over clusters, p values, and how many cases each side
+        wins.
 
-        p: share of the sign flips of whole clusters whose sum of differences is as far from 0, two-sided; all flips
-        where they are at most 9,999, else so many random ones (Good, Permutation, Parametric and Bootstrap Tests of
-        Hypotheses, 2005). NaN for fewer than two clusters.
+        p: `permutation_p` of the clusters' sums of differences, p_wilcoxon: `wilcoxon_p` of their means, both
+        two-sided. NaN for fewer than two clusters.
         """
         result = {}
         for metric in self.scores.values:
-            a, b, clusters = self._paired(metric)
+            a, b = self.paired(metric)
+            clusters = [c for c, kept in zip(self.scores.clusters, self._finite(metric), strict=True) if kept]
             difference = a - b
-
-            def mean(index: np.ndarray, values: np.ndarray = difference) -> dict[str, float]:
-                return {"difference": float(values[index].mean())}
-
-            intervals = clustered_intervals(mean, clusters, self.seed, self.resamples)
+            names, member = np.unique(clusters, return_inverse=True)
+            sums = np.bincount(member, weights=difference, minlength=len(names))
             gain = -difference if lower_is_better(metric) else difference
             result[metric] = {
                 "n": len(difference),
-                "clusters": len(set(clusters)),
+                "clusters": len(names),
                 "lower_is_better": lower_is_better(metric),
                 "mean_a": _mean(a),
                 "mean_b": _mean(b),
                 "difference": _mean(difference),
-                "interval": intervals.get("difference"),
-                "p": self._p_value(difference, clusters),
+                "interval": mean_interval(difference, clusters, self.seed, self.resamples),
+                "p": float(permutation_p(sums[:, None], seed=self.seed)[0]),
+                "p_wilcoxon": wilcoxon_p(sums / np.bincount(member)) if len(names) > 1 else float("nan"),
                 "a_better": int((gain > 0).sum()),
                 "equal": int((gain == 0).sum()),
                 "b_better": int((gain < 0).sum()),
             }
         return result
+
+    @cached_property
+    def changed(self) -> dict[str, dict[str, list[dict[str, Any]]]]:
+        """Metric -> the cases that differ most, best first: "a_better" and "b_better", each up to MOST_CHANGED of
+        {"case", "a", "b"}; a metric that is equal everywhere is left out."""
+        changed = {}
+        for metric, (a, b) in self.scores.values.items():
+            gain = np.nan_to_num(gaps(a, b) * (-1 if lower_is_better(metric) else 1))
+            order = np.argsort(-gain, kind="stable")
+            sides = {"a_better": order[gain[order] > 0], "b_better": order[::-1][gain[order[::-1]] < 0]}
+            if any(map(len, sides.values())):
+                changed[metric] = {
+                    side: [
+                        {"case": self.scores.cases[case], "a": float(a[case]), "b": float(b[case])}
+                        for case in cases[:MOST_CHANGED]
+                    ]
+                    for side, cases in sides.items()
+                }
+        return changed
 
     def rows(self) -> list[dict[str, Any]]:
         """One row a metric and case, for differences.csv."""
@@ -94,33 +116,37 @@ class Comparison:
                 with_interval(one["mean_b"], None, 3),
                 with_interval(one["difference"], one["interval"], 3),
                 with_interval(one["p"], None, 4),
+                with_interval(one["p_wilcoxon"], None, 4),
                 f"{one['a_better']} / {one['equal']} / {one['b_better']}",
             ]
             for metric, one in self.differences.items()
         ]
         notes = [
             f"Difference: {a} - {b}, paired by case, with its 95 % interval over patients or cases.",
-            "p: two-sided permutation of whole patients or cases; not corrected for the number of metrics.",
+            "p: two-sided, of whole patients or cases; not corrected for the number of metrics.",
             *self.scores.notes,
         ]
-        return [
-            Table(f"{a} and {b}", ["metric", "n", a, b, "difference", "p", f"{a} better / equal / {b}"], rows, notes)
+        columns = ["metric", "n", a, b, "difference", "p permutation", "p Wilcoxon", f"{a} better / equal / {b}"]
+        changes = [
+            [metric, name, one["case"], *(with_interval(one[side], None, 3) for side in ("a", "b"))]
+            for metric, sides in self.changed.items()
+            for name, side in ((a, "a_better"), (b, "b_better"))
+            for one in sides[side]
         ]
+        tables = [Table(f"{a} and {b}", columns, rows, notes)]
+        if changes:
+            note = f"Per metric and side the {MOST_CHANGED} cases that differ most; all of them are in differences.csv."
+            tables.append(Table("Changed most", ["metric", "better", "case", a, b], changes, [note]))
+        return tables
 
-    def _paired(self, metric: str) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    def paired(self, metric: str) -> tuple[np.ndarray, np.ndarray]:
+        """(n,) values of A and of B, of the cases where both are finite."""
         a, b = self.scores.values[metric]
-        finite = np.isfinite(a) & np.isfinite(b)
-        return a[finite], b[finite], [c for c, kept in zip(self.scores.clusters, finite, strict=True) if kept]
+        finite = self._finite(metric)
+        return a[finite], b[finite]
 
-    def _p_value(self, difference: np.ndarray, clusters: list[str]) -> float:
-        names, member = np.unique(clusters, return_inverse=True)
-        if len(names) < 2:
-            return float("nan")
-        sums = np.bincount(member, weights=difference)
-        flips = permutation_test(
-            (sums,), np.sum, permutation_type="samples", n_resamples=9999, vectorized=True, rng=self.seed
-        )
-        return float(flips.pvalue)
+    def _finite(self, metric: str) -> np.ndarray:
+        return np.isfinite(self.scores.values[metric]).all(axis=0)
 
 
 def compare(first: str | Path, second: str | Path, seed: int = 0, resamples: int = 1000) -> Comparison:

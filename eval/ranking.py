@@ -10,14 +10,16 @@ visualizing challenge results, Sci. Rep. 11 (2021).
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
-from scipy.stats import kendalltau, rankdata, wilcoxon
+from scipy.stats import kendalltau, rankdata
 
-from eval.bootstrap import clustered_samples
+from eval.bootstrap import drawn_clusters
+from eval.paired import gaps, holm, permutation_p, wilcoxon_p
 from eval.scores import Scores, lower_is_better
 from eval.tables import Table
 
@@ -35,7 +37,7 @@ class Ranking:
     @cached_property
     def mean_ranks(self) -> np.ndarray:
         """(systems,) mean rank, 1 is best."""
-        return self._aggregated(np.ones(len(self.scores.cases)))
+        return self._aggregated(np.arange(len(self._sums[1][0])))
 
     @cached_property
     def places(self) -> np.ndarray:
@@ -45,9 +47,8 @@ class Ranking:
     @cached_property
     def sampled_places(self) -> np.ndarray:
         """(samples, systems) places on bootstrap samples of the clusters; no rows for fewer than two clusters."""
-        size = len(self.scores.cases)
-        samples = clustered_samples(self.scores.clusters, self.seed, self.resamples)
-        aggregated = [self._aggregated(np.bincount(index, minlength=size)) for index in samples]
+        draws = drawn_clusters(len(self._sums[1][0]), self.seed, self.resamples)
+        aggregated = [self._aggregated(drawn) for drawn in draws]
         known = [ranks for ranks in aggregated if not np.isnan(ranks).any()]
         if not known:
             return np.empty((0, len(self.places)), dtype=int)
@@ -65,10 +66,11 @@ class Ranking:
             "leaderboard": self.rows(),
             "kendall_tau": self.kendall_tau,
             "significance": {
-                "test": "Wilcoxon signed rank, one-sided, row better than column, Holm over the pairs of a metric",
+                "test": "one-sided, row better than column, Holm over the pairs of a metric",
                 "alpha": ALPHA,
                 "systems": self.scores.systems,
-                "p": {metric: matrix.tolist() for metric, matrix in self.p_values.items()},
+                "wilcoxon": {metric: matrix.tolist() for metric, matrix in self.p_values.items()},
+                "permutation": {metric: matrix.tolist() for metric, matrix in self.permutation_p_values.items()},
             },
             "bootstrap": {"seed": self.seed, "resamples": self.resamples, "level": 0.95, "cluster": "patient or case"},
             "notes": self.scores.notes,
@@ -119,12 +121,13 @@ class Ranking:
             )
         columns = ["place", "system", "mean rank", "places", "first in", *metrics]
         tables = [Table(f"Leaderboard: {len(self.scores.cases)} cases", columns, board, notes + self.scores.notes)]
+        note = (
+            "p that the row is no better than the column: Wilcoxon signed rank / sign-flip permutation of whole "
+            f"patients or cases, both after Holm; * where both are below {ALPHA:g}."
+        )
         for metric, matrix in self.p_values.items():
-            rows = [
-                [name, *("" if np.isnan(p) else f"{p:.4f}{' *' if p < ALPHA else ''}" for p in line)]
-                for name, line in zip(self.scores.systems, matrix, strict=True)
-            ]
-            note = f"p that the row is no better than the column: Wilcoxon signed rank, Holm; * below {ALPHA:g}."
+            both = np.stack([matrix, self.permutation_p_values[metric]], axis=-1)
+            rows = [[name, *map(_printed, line)] for name, line in zip(self.scores.systems, both, strict=True)]
             tables.append(Table(f"Significance, {metric}", ["", *self.scores.systems], rows, [note]))
         return tables
 
@@ -146,18 +149,29 @@ class Ranking:
     def p_values(self) -> dict[str, np.ndarray]:
         """Metric -> (systems, systems): Holm-adjusted p that the row is no better than the column; NaN on the diagonal.
 
-        Wilcoxon signed rank, one-sided, of the mean differences of the clusters, because cases of one patient are not
-        independent. Systems that are equal everywhere have 1.
+        Wilcoxon signed rank, one-sided, of the mean differences of the clusters. Systems that are equal everywhere
+        have 1, a failed run is the largest difference.
         """
+        return self._matrices(lambda gains: [wilcoxon_p(column, "greater") for column in gains.T])
+
+    @cached_property
+    def permutation_p_values(self) -> dict[str, np.ndarray]:
+        """As `p_values`, by sign flips of the clusters' mean differences; a failed run is left out."""
+
+        def test(gains: np.ndarray) -> np.ndarray:
+            return permutation_p(np.where(np.isfinite(gains), gains, 0), "greater", self.seed)
+
+        return self._matrices(test)
+
+    def _matrices(self, test: Callable[[np.ndarray], Sequence[float] | np.ndarray]) -> dict[str, np.ndarray]:
+        """Metric -> (systems, systems) adjusted p of `test`, (clusters, pairs) gains -> (pairs,) p."""
+        count = len(self.scores.systems)
+        first, second = np.nonzero(~np.eye(count, dtype=bool))
         matrices = {}
         for metric, values in self.scores.values.items():
-            gains = self._cluster_means(-values if lower_is_better(metric) else values)
-            matrix = np.full((len(values), len(values)), np.nan)
-            pairs = [(i, j) for i in range(len(values)) for j in range(len(values)) if i != j]
-            raw = [_wilcoxon_greater(_difference(gains[i], gains[j])) for i, j in pairs]
-            for pair, p in zip(pairs, holm(raw), strict=True):
-                matrix[pair] = p
-            matrices[metric] = matrix
+            means = self._cluster_means(-values if lower_is_better(metric) else values)
+            matrices[metric] = np.full((count, count), np.nan)
+            matrices[metric][first, second] = holm(test(gaps(means[first], means[second]).T))
         return matrices
 
     @cached_property
@@ -169,18 +183,21 @@ class Ranking:
         }
 
     @cached_property
-    def _stacked(self) -> tuple[np.ndarray, np.ndarray]:
-        """(metrics, systems, cases) ranks, 0 where there is none; (metrics, cases) 1 where there is one."""
+    def _sums(self) -> tuple[np.ndarray, np.ndarray]:
+        """(metrics, systems, clusters) sum of the ranks of each cluster's cases, (metrics, clusters) number of them."""
+        names, member = np.unique(self.scores.clusters, return_inverse=True)
         ranks = np.array(list(self._ranks.values()))
-        return np.nan_to_num(ranks), (~np.isnan(ranks[:, 0])).astype(float)
+        known = ~np.isnan(ranks[:, 0])
+        sums = [[np.bincount(member, line, len(names)) for line in systems] for systems in np.nan_to_num(ranks)]
+        return np.array(sums), np.array([np.bincount(member, weights=line, minlength=len(names)) for line in known])
 
-    def _aggregated(self, weights: np.ndarray) -> np.ndarray:
-        """(systems,) mean rank where case c occurs weights[c] times; NaN where no metric has a case."""
-        ranks, known = self._stacked
-        counts = known @ weights
-        if not counts.any():
-            return np.full(ranks.shape[1], np.nan)
-        means = (ranks @ weights)[counts > 0] / counts[counts > 0, None]
+    def _aggregated(self, drawn: np.ndarray) -> np.ndarray:
+        """(systems,) mean rank over the cases of the clusters drawn; NaN where no metric has a case."""
+        sums, counts = self._sums
+        total = counts[:, drawn].sum(axis=1)
+        if not total.any():
+            return np.full(sums.shape[1], np.nan)
+        means = sums[:, :, drawn].sum(axis=2)[total > 0] / total[total > 0, None]
         return means.mean(axis=0).round(9)  # rounding noise must not break a tie
 
     def _place_intervals(self) -> tuple[np.ndarray, np.ndarray]:
@@ -198,22 +215,9 @@ class Ranking:
         return np.array(means) / np.bincount(member, minlength=len(names))
 
 
-def holm(p_values: list[float]) -> np.ndarray:
-    """(n,) p values adjusted for n tests. Source: Holm, Scand. J. Statist. 6 (1979)."""
-    p = np.asarray(p_values, dtype=float)
-    order = np.argsort(p)
-    adjusted = np.empty(len(p))
-    adjusted[order] = np.minimum(np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)), 1)
-    return adjusted
-
-
-def _difference(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """first - second, where two failed runs (infinite) are equal."""
-    return np.subtract(first, second, out=np.zeros(len(first)), where=first != second)
-
-
-def _wilcoxon_greater(differences: np.ndarray) -> float:
-    """One-sided p of the paired differences being positive; zeros are dropped (Wilcoxon 1945), 1 where all are zero."""
-    if not differences.any():
-        return 1.0
-    return float(wilcoxon(np.nan_to_num(differences), alternative="greater").pvalue)
+def _printed(p_values: np.ndarray) -> str:
+    """Two p values of one pair; nothing on the diagonal."""
+    if np.isnan(p_values).all():
+        return ""
+    texts = ["–" if np.isnan(p) else f"{p:.4f}" for p in p_values]
+    return " / ".join(texts) + (" *" if (p_values < ALPHA).all() else "")

@@ -48,7 +48,7 @@ def write_preview(volume: Volume, mask: Mask, instances: Instances, path: str | 
 
     figure = Figure(figsize=(15, 6), dpi=100, facecolor="black", layout="constrained")
     FigureCanvasAgg(figure)
-    colours, window = _colours(mask.labels), _window(volume)
+    colours, window = _colours(mask.labels), window_of(volume)
     present: set[int] = set()
     for (name, axis, left), axes in zip(PLANES, figure.subplots(1, 3), strict=True):
         number = int(centre[axis])
@@ -80,7 +80,7 @@ def _voxel(grid: Grid, point_mm: tuple[float, float, float]) -> np.ndarray:
     return np.clip(np.rint(grid.world_to_voxel(np.array(point_mm))).astype(int), 0, np.array(grid.shape) - 1)
 
 
-def _window(volume: Volume) -> tuple[float, float]:
+def window_of(volume: Volume) -> tuple[float, float]:
     """The values drawn black and white."""
     if volume.modality == "CT":
         return CT_WINDOW_HU

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
+    from eval.report.page import Page
     from eval.results import Results
 
 app = typer.Typer(help="Score saved answers or masks, rank systems, measure a command.", no_args_is_help=True)
 
-OutDir = Annotated[Path, typer.Option("-o", "--out", help="Folder for metrics.json, per_case.csv and table.md.")]
+OutDir = Annotated[
+    Path, typer.Option("-o", "--out", help="Folder for metrics.json, per_case.csv, table.md and report.html.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the metrics as JSON in place of the table.")]
 Seed = Annotated[int, typer.Option(help="Seed of the bootstrap.")]
 Resamples = Annotated[int, typer.Option(min=1, help="Bootstrap samples.")]
@@ -31,14 +36,29 @@ def answers(
     baseline_train: Annotated[
         Path | None, typer.Option(help="Training questions for a majority/median column (no scan seen).")
     ] = None,
+    scans: Annotated[
+        Path | None, typer.Option(help="Folder that `image` is relative to, for pictures in the report.")
+    ] = None,
+    masks: Annotated[Path | None, typer.Option(help="Folder of the masks that were asked, outlined there.")] = None,
+    labels: Annotated[
+        Path | None, typer.Option(help="Ids of --masks: dataset.json or name -> id JSON; default MASKS/labels.json.")
+    ] = None,
     as_json: AsJson = False,
     seed: Seed = 0,
     resamples: Resamples = 1000,
 ) -> None:
     """Score answers per question type, with 95 % intervals over patients."""
     from eval.answers import evaluate_answers
+    from eval.report.answers import Pictures, answers_page
+    from eval.report.slices import Folder
     from seg_backbone.errors import ConfigError
+    from seg_backbone.labels import read_labels
 
+    if labels is None and masks is not None and (masks / "labels.json").is_file():
+        labels = masks / "labels.json"
+    pictures = Pictures(
+        Folder(scans) if scans else None, Folder(masks) if masks else None, read_labels(labels) if labels else {}
+    )
     others: dict[str, str | Path] = {}
     for pair in compare or []:
         other, _, file = pair.partition("=")
@@ -56,7 +76,9 @@ def answers(
         seed=seed,
         resamples=resamples,
     )
-    _finish(results, out, as_json)
+    with _bar("report") as progress:
+        page = answers_page(results, pictures, progress)
+    _finish(results, out, as_json, page=page)
 
 
 @app.command()
@@ -73,14 +95,14 @@ def masks(
         Path | None,
         typer.Option(help="manifest.jsonl with the classes annotated in each case; default the one beside REF_DIR."),
     ] = None,
+    scans: Annotated[Path | None, typer.Option(help="Scans of the same names, for pictures in the report.")] = None,
     as_json: AsJson = False,
     seed: Seed = 0,
     resamples: Resamples = 1000,
 ) -> None:
     """Score a folder of masks: DSC and NSD per case and class; protocol corrected adds HD95 and lesion by lesion."""
-    from rich.console import Console
-    from rich.progress import Progress
-
+    from eval.report.masks import masks_page
+    from eval.report.slices import Folder
     from eval.segmentation import evaluate_masks, find_manifest, read_annotated
     from seg_backbone.labels import read_labels
 
@@ -88,8 +110,8 @@ def masks(
         manifest = find_manifest(ref_dir)
         if manifest is not None:
             print(f"Annotated classes from {manifest}", file=sys.stderr)
-    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
-        task = bar.add_task("scoring", total=None)
+    folder = Folder(scans) if scans else None
+    with _bar("scoring") as progress:
         results = evaluate_masks(
             pred_dir,
             ref_dir,
@@ -97,17 +119,21 @@ def masks(
             read_labels(labels) if labels else None,
             pred_labels=read_labels(pred_labels) if pred_labels else None,
             annotated=read_annotated(manifest, ref_dir) if manifest else None,
-            progress=lambda done, total, case: bar.update(task, completed=done, total=total, description=case),
+            progress=progress,
             seed=seed,
             resamples=resamples,
         )
-    _finish(results, out, as_json)
+    with _bar("report") as progress:
+        page = masks_page(results, folder, progress)
+    _finish(results, out, as_json, page=page)
 
 
 @app.command()
 def rank(
     results: Annotated[list[Path], typer.Argument(metavar="RESULTS...", help="Folders that masks or answers wrote.")],
-    out: Annotated[Path, typer.Option("-o", "--out", help="Folder for leaderboard.json, .csv, .md and places.png.")],
+    out: Annotated[
+        Path, typer.Option("-o", "--out", help="Folder for leaderboard.json, .csv, .md, three .png and report.html.")
+    ],
     tolerance_seconds: Annotated[
         float, typer.Option(min=0, help="Seconds up to this count as equal (FLARE23: 15).")
     ] = 0.0,
@@ -122,14 +148,18 @@ def rank(
 
     Time and memory count where each folder holds efficiency/CASE/, written by `vlm evaluate efficiency -o`.
     """
-    from eval.plots import plot_places
-    from eval.ranking import Ranking
+    from eval import plots
+    from eval.ranking import ALPHA, Ranking
+    from eval.report.systems import ranking_page
     from eval.scores import read_scores
 
     scores = read_scores(results, True, tolerance_seconds, tolerance_mb)
     ranking = Ranking(scores, seed, resamples)
-    plot_places(ranking, out / "places.png")
-    _finish(ranking, out, as_json, ("leaderboard.json", "leaderboard.csv", "leaderboard.md"))
+    plots.save_png(plots.places(ranking), out / "places.png")
+    plots.save_png(plots.violins(plots.spread(ranking)), out / "scores.png")
+    plots.save_png(plots.significance(scores.systems, ranking.p_values, ALPHA), out / "significance.png")
+    names = ("leaderboard.json", "leaderboard.csv", "leaderboard.md")
+    _finish(ranking, out, as_json, names, ranking_page(ranking))
 
 
 @app.command()
@@ -137,7 +167,8 @@ def compare(
     first: Annotated[Path, typer.Argument(metavar="A", help="Folder that masks or answers wrote.")],
     second: Annotated[Path, typer.Argument(metavar="B", help="Another one, of the same cases.")],
     out: Annotated[
-        Path, typer.Option("-o", "--out", help="Folder for comparison.json, differences.csv and comparison.md.")
+        Path,
+        typer.Option("-o", "--out", help="Folder for comparison.json, differences.csv, comparison.md and report.html."),
     ],
     as_json: AsJson = False,
     seed: Seed = 0,
@@ -145,9 +176,11 @@ def compare(
 ) -> None:
     """Paired differences A - B of every metric, with 95 % intervals and p values."""
     from eval import comparison
+    from eval.report.systems import comparison_page
 
     results = comparison.compare(first, second, seed, resamples)
-    _finish(results, out, as_json, ("comparison.json", "differences.csv", "comparison.md"))
+    names = ("comparison.json", "differences.csv", "comparison.md")
+    _finish(results, out, as_json, names, comparison_page(results))
 
 
 @app.command(context_settings={"allow_interspersed_args": False})
@@ -168,21 +201,43 @@ def efficiency(
 
     results = measure(command, gpu)
     if out is not None:
-        from eval.plots import plot_memory
+        from eval import plots
 
-        plot_memory(results, out / "efficiency.png")
+        plots.save_png(plots.memory(results), out / "efficiency.png")
     _finish(results, out, as_json, ("efficiency.json", "samples.csv", "efficiency.md"))
     if results.exit_code != 0:
         print(f"error: the command ended with exit code {results.exit_code}", file=sys.stderr)
         raise typer.Exit(1)
 
 
-def _finish(results: Results, out: Path | None, as_json: bool, names: tuple[str, str, str] | None = None) -> None:
-    """Write the three files where there is a folder for them, then print the metrics or the tables."""
+@contextmanager
+def _bar(what: str) -> Iterator[Callable[[int, int, str], None]]:
+    """What a progress bar on standard error is told: (done, all, the one in hand). Silent when piped."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total, name: bar.update(task, completed=done, total=total, description=f"{what}: {name}")
+
+
+def _finish(
+    results: Results,
+    out: Path | None,
+    as_json: bool,
+    names: tuple[str, str, str] | None = None,
+    page: Page | None = None,
+) -> None:
+    """Write the three files, and the report where there is one, to a folder if it is given; then print the metrics or
+    the tables."""
     from eval.results import FILES, metrics_json, write_results
     from eval.tables import show
 
     paths = write_results(results, out, names or FILES) if out is not None else []
+    if out is not None and page is not None:
+        from eval.report.page import write_page
+
+        paths.append(write_page(page, out / "report.html"))
     if as_json:
         print(metrics_json(results), end="")
     else:

@@ -1,0 +1,150 @@
+"""The pages of several systems: a ranking, and a comparison of two with the cases that changed."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+
+from eval import plots
+from eval.comparison import Comparison
+from eval.ranking import ALPHA, Ranking
+from eval.report.answers import read_questions
+from eval.report.page import Page, Plot, Section
+from eval.tables import Table
+
+MOST_PANELS = 6  # metrics that are drawn
+
+
+def ranking_page(ranking: Ranking) -> Page:
+    """The leaderboard, how far it can be trusted, and the scores behind it."""
+    scores = ranking.scores
+    leaderboard, *tests = ranking.tables()
+    stability = plots.inline_svg(plots.places(ranking))
+    return Page(
+        f"Leaderboard of {len(scores.systems)} systems",
+        [
+            ("Results", scores.kind),
+            ("Scored by", scores.rules),
+            ("Cases", str(len(scores.cases))),
+            ("Patients or cases drawn together", str(len(set(scores.clusters)))),
+            ("Bootstrap", f"{ranking.resamples} samples, seed {ranking.seed}"),
+        ],
+        [
+            Section(
+                "Leaderboard",
+                tables=[leaderboard],
+                plots=[
+                    Plot("Places", stability, "Area: share of the bootstrap samples; cross: the place in the ranking.")
+                ]
+                if len(ranking.sampled_places)
+                else [],
+            ),
+            Section(
+                "Scores",
+                plots=[
+                    Plot(
+                        metric,
+                        plots.inline_svg(plots.violins({metric: one})),
+                        "A point is a case, the line the median.",
+                    )
+                    for metric, one in plots.spread(ranking).items()
+                ],
+            ),
+            Section(
+                "Significance",
+                "Filled: the row is better than the column (one-sided Wilcoxon signed rank, Holm).",
+                tables=tests,
+                plots=[
+                    Plot(metric, plots.inline_svg(plots.significance(scores.systems, {metric: matrix}, ALPHA)))
+                    for metric, matrix in list(ranking.p_values.items())[:MOST_PANELS]
+                ],
+            ),
+        ],
+    )
+
+
+def comparison_page(comparison: Comparison) -> Page:
+    """The differences, each case under both systems, and the questions or cases that changed most.
+
+    The words of changed answers are read from the two folders and from the question file that they name, where it is
+    still there.
+    """
+    scores = comparison.scores
+    a, b = scores.systems
+    differences, *changed = comparison.tables()
+    if scores.kind == "answers" and changed:
+        changed = [_changed_answers(comparison)]
+    shares = {
+        metric: (one["difference"], one["interval"])
+        for metric, one in comparison.differences.items()
+        if one["n"] and np.nanmax(scores.values[metric]) <= 1
+    }
+    forest = [Plot("Differences", plots.inline_svg(plots.intervals(shares, f"{a} - {b}", zero=True)))] if shares else []
+    pairs = []
+    for metric in list(scores.values)[:MOST_PANELS]:
+        one, other = comparison.paired(metric)
+        if len(one):
+            figure = plots.against(one, other, a, b, metric)
+            pairs.append(
+                Plot(metric, plots.inline_svg(figure), "A point is a case; on the dashed line both are equal.")
+            )
+    return Page(
+        f"{a} and {b}",
+        [
+            ("A", scores.folders[a]),
+            ("B", scores.folders[b]),
+            ("Scored by", scores.rules),
+            ("Cases", str(len(scores.cases))),
+            ("Bootstrap", f"{comparison.resamples} samples, seed {comparison.seed}"),
+        ],
+        [
+            Section("Differences", tables=[differences], plots=forest),
+            Section("Case by case", plots=pairs),
+            Section("Changed most", tables=changed),
+        ],
+    )
+
+
+def _changed_answers(comparison: Comparison) -> Table:
+    """The changed questions in words."""
+    a, b = comparison.scores.systems
+    listed = [
+        (metric, name, one)
+        for metric, sides in comparison.changed.items()
+        for name, side in ((a, "a_better"), (b, "b_better"))
+        for one in sides[side]
+    ]
+    wanted = {one["case"] for *_, one in listed}
+    folders = [Path(folder) for folder in comparison.scores.folders.values()]
+    first, second = (_rows_of(folder, wanted) for folder in folders)
+    questions = read_questions(
+        json.loads((folders[0] / "metrics.json").read_text(encoding="utf-8"))["reference"], wanted
+    )[1]
+    lines = [
+        [
+            metric,
+            name,
+            one["case"],
+            str(questions.get(one["case"], {}).get("question") or "–"),
+            _said(first.get(one["case"]), "reference"),
+            *(_said(rows.get(one["case"]), "prediction") for rows in (first, second)),
+        ]
+        for metric, name, one in listed
+    ]
+    return Table("Changed most", ["type", "better", "id", "question", "reference", a, b], lines)
+
+
+def _rows_of(folder: Path, wanted: set[str]) -> dict[str, dict[str, str]]:
+    """The rows of per_case.csv for some questions, by id."""
+    with (folder / "per_case.csv").open(encoding="utf-8", newline="") as file:
+        return {row["id"]: row for row in csv.DictReader(file) if row["id"] in wanted}
+
+
+def _said(row: dict[str, str] | None, column: str) -> str:
+    """A cell with its unit; the state where there is none."""
+    if row is None:
+        return "missing"
+    return f"{row[column]} {row['unit']}".strip() if row[column] else row["state"]
