@@ -34,34 +34,37 @@ def clustered_intervals(
     return intervals
 
 
-def clustered_samples(clusters: Sequence[str], seed: int, resamples: int) -> Iterator[np.ndarray]:
-    """(m,) indices of the items of as many clusters as there are, drawn with replacement, `resamples` times.
-
-    Nothing for fewer than two clusters.
-    """
-    _, member, sizes = np.unique(np.asarray(clusters, dtype=str), return_inverse=True, return_counts=True)
-    members = np.split(np.argsort(member, kind="stable"), np.cumsum(sizes)[:-1])
-    for drawn in drawn_clusters(len(members), seed, resamples):
-        yield np.concatenate([members[one] for one in drawn])
-
-
 def drawn_clusters(count: int, seed: int, resamples: int) -> Iterator[np.ndarray]:
-    """(count,) numbers of the clusters drawn, `resamples` times; nothing for fewer than two. The draws behind every
-    interval."""
+    """(count,) numbers of the clusters drawn, `resamples` times; nothing for fewer than two clusters."""
     generator = np.random.default_rng(seed)
     for _ in range(resamples if count > 1 else 0):
         yield generator.integers(0, count, count)
 
 
 def mean_interval(
-    values: np.ndarray, clusters: Sequence[str], seed: int = 0, resamples: int = 1000, level: float = 0.95
+    values: np.ndarray, clusters: Sequence[str] | np.ndarray, seed: int = 0, resamples: int = 1000, level: float = 0.95
 ) -> tuple[float, float] | None:
     """Interval of the mean of (n,) values, as `clustered_intervals`, from the sums of the clusters alone: its cost does
     not grow with the items of a cluster. None for fewer than two clusters."""
-    _, member, sizes = np.unique(np.asarray(clusters, dtype=str), return_inverse=True, return_counts=True)
+    _, member, sizes = np.unique(np.asarray(clusters), return_inverse=True, return_counts=True)
     sums = np.bincount(member, weights=values, minlength=len(sizes))
     means = [sums[drawn].sum() / sizes[drawn].sum() for drawn in drawn_clusters(len(sizes), seed, resamples)]
     if not means:
         return None
     low, high = np.percentile(means, [50 * (1 - level), 50 * (1 + level)])
     return float(low), float(high)
+
+
+def clustered_samples(clusters: Sequence[str], seed: int, resamples: int) -> Iterator[np.ndarray]:
+    """(m,) indices of the items of as many clusters as there are, drawn with replacement, `resamples` times.
+
+    Nothing for fewer than two clusters.
+    """
+    _, member, sizes = np.unique(np.asarray(clusters, dtype=str), return_inverse=True, return_counts=True)
+    if len(sizes) < 2:
+        return
+    members = np.split(np.argsort(member, kind="stable"), np.cumsum(sizes)[:-1])
+    generator = np.random.default_rng(seed)
+    for _ in range(resamples):
+        drawn = generator.integers(0, len(members), len(members))
+        yield np.concatenate([members[one] for one in drawn])

@@ -13,7 +13,6 @@ from eval.bootstrap import mean_interval
 from eval.paired import gaps, permutation_p, wilcoxon_p
 from eval.scores import Scores, lower_is_better, read_scores
 from eval.tables import Table, with_interval
-from seg_backbone.errors import ConfigError
 
 MOST_CHANGED = 10  # cases listed a metric and side
 
@@ -150,11 +149,8 @@ class Comparison:
 
 
 def compare(first: str | Path, second: str | Path, seed: int = 0, resamples: int = 1000) -> Comparison:
-    """Compare two result folders of one system each. Raises as `read_scores`, and ConfigError for more systems."""
-    scores = read_scores([first, second], grouped=False)
-    if len(scores.systems) != 2:
-        raise ConfigError("A B", "one system in each folder", ", ".join(scores.systems), "score each system apart")
-    return Comparison(scores, seed, resamples)
+    """Compare the systems that two result folders are about. Raises as `read_scores`."""
+    return Comparison(read_scores([first, second], grouped=False, beside=False), seed, resamples)
 
 
 def _mean(values: np.ndarray) -> float:

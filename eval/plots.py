@@ -101,7 +101,8 @@ def spread(ranking: Ranking) -> dict[str, dict[str, np.ndarray]]:
 def violins(panels: Mapping[str, Mapping[str, np.ndarray]]) -> Figure:
     """Distribution of values, one panel a metric: metric -> name -> (n,) values; NaN and infinite ones are left out.
 
-    Each violin with its cases as points and its median as a line.
+    Each violin with its cases as points and its median as a line; where there are only two values, right and wrong, a
+    disc for each, its area the share of cases.
     """
     rows = [max(len(named), 1) for named in panels.values()]
     figure = Figure(figsize=(WIDTH, sum(0.9 + 0.42 * count for count in rows)), layout="constrained")
@@ -111,10 +112,13 @@ def violins(panels: Mapping[str, Mapping[str, np.ndarray]]) -> Figure:
     ):
         for y, values in enumerate(named.values()):
             known = np.asarray(values, dtype=float)
-            known = thinned(np.sort(known[np.isfinite(known)]))
-            if not len(known):
-                continue
+            known = np.sort(known[np.isfinite(known)])
             colour = COLOURS[y % len(COLOURS)]
+            distinct, times = np.unique(known, return_counts=True)
+            if len(distinct) <= 2:
+                axes.scatter(distinct, np.full(len(distinct), y), s=400 * times / len(known), color=colour, alpha=0.6)
+                continue
+            known = thinned(known)
             body = axes.violinplot([known], positions=[y], orientation="horizontal", widths=0.8, showextrema=False)
             body["bodies"][0].set(facecolor=colour, edgecolor="none", alpha=0.35)  # type: ignore[index]
             jitter = np.random.default_rng(0).uniform(-0.12, 0.12, len(known))
@@ -133,7 +137,7 @@ def significance(names: Sequence[str], p_values: Mapping[str, np.ndarray], alpha
     Source: Wiesenfarth et al., Sci. Rep. 11 (2021), figure 6.
     """
     count = len(names)
-    side = max(2.2, 1.2 + 0.42 * count)
+    side = 1.4 + 0.5 * count
     figure = Figure(figsize=(WIDTH, side * len(p_values)), layout="constrained")
     colours = ListedColormap(["#00000000", COLOURS[0]])
     for axes, (metric, matrix) in zip(np.atleast_1d(figure.subplots(len(p_values), 1)), p_values.items(), strict=True):
@@ -142,8 +146,8 @@ def significance(names: Sequence[str], p_values: Mapping[str, np.ndarray], alpha
             for (row, column), p in np.ndenumerate(matrix):
                 text = "" if np.isnan(p) else "<.001" if p < 0.001 else f"{p:.3f}".removeprefix("0")
                 axes.text(column, row, text, ha="center", va="center", fontsize=8)
-        axes.set_xticks(range(count), [_short(name) for name in names], rotation=40, ha="right")
-        axes.set_yticks(range(count), [_short(name) for name in names])
+        axes.set_xticks(range(count), [_short(name, 14) for name in names], rotation=30, ha="right")
+        axes.set_yticks(range(count), [_short(name, 20) for name in names])
         axes.set_title(f"{metric}: row better than column, p < {alpha:g}", fontsize=10)
     return figure
 
@@ -238,13 +242,14 @@ def bland_altman(reference: np.ndarray, predicted: np.ndarray, unit: str) -> Fig
 
 @rc_context(STYLE)
 def against(a: np.ndarray, b: np.ndarray, name_a: str, name_b: str, metric: str) -> Figure:
-    """The score of each case under A (down) and B (up), (n,) each; a case on the diagonal is equal."""
+    """The score of each case under A (down) and B (up), (n,) each; a case on the diagonal is equal.
+    Equal pairs are one dot, larger by their number."""
     figure, axes = _panel(3.6)
-    shown = thinned(np.arange(len(a)))
+    pairs, times = np.unique(np.stack([a, b], axis=1), axis=0, return_counts=True)
+    shown = thinned(np.arange(len(pairs)))
     low, high = float(min(a.min(), b.min())), float(max(a.max(), b.max()))
     axes.plot([low, high], [low, high], color=INK, linewidth=0.8, linestyle="--")
-    jitter = np.random.default_rng(0).normal(0, 0.006 * (high - low), (2, len(shown)))  # equal pairs stay apart
-    axes.scatter(a[shown] + jitter[0], b[shown] + jitter[1], s=14, alpha=0.5, linewidths=0)
+    axes.scatter(pairs[shown, 0], pairs[shown, 1], s=12 + 500 * (times[shown] - 1) / len(a), alpha=0.5, linewidths=0)
     axes.set(xlabel=f"{_short(name_a)}: {metric}", ylabel=_short(name_b), aspect="equal")
     return figure
 

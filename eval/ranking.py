@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 from scipy.stats import kendalltau, rankdata
 
-from eval.bootstrap import drawn_clusters
+from eval.bootstrap import drawn_clusters, mean_interval
 from eval.paired import gaps, holm, permutation_p, wilcoxon_p
 from eval.scores import Scores, lower_is_better
-from eval.tables import Table
+from eval.tables import Table, with_interval
 
 ALPHA = 0.05
 
@@ -77,8 +77,8 @@ class Ranking:
         }
 
     def rows(self) -> list[dict[str, Any]]:
-        """One row a system, best first: place and its bootstrap interval, share of samples won, mean rank, and mean
-        score and mean rank of each metric."""
+        """One row a system, best first: place and its bootstrap interval, share of samples won, mean rank, and the
+        mean score with its interval and the mean rank of each metric."""
         low, high = self._place_intervals()
         first = (self.sampled_places == 1).mean(axis=0) if len(self.sampled_places) else np.full(len(low), np.nan)
         rows = []
@@ -94,6 +94,7 @@ class Ranking:
             for metric, values in self.scores.values.items():
                 known = ~np.isnan(values[0])
                 row[metric] = float(values[system, known].mean())
+                row[f"{metric} low"], row[f"{metric} high"] = self._score_interval(metric, int(system))
                 row[f"{metric} rank"] = float(self._ranks[metric][system, known].mean())
             rows.append(row)
         return rows
@@ -108,7 +109,7 @@ class Ranking:
                 f"{row['mean_rank']:.2f}",
                 "–" if np.isnan(row["place_low"]) else f"{row['place_low']:g} to {row['place_high']:g}",
                 "–" if np.isnan(row["share_first"]) else f"{row['share_first']:.0%}",
-                *(f"{row[metric]:.3f}" for metric in metrics),
+                *(with_interval(row[metric], _interval(row, metric), 3) for metric in metrics),
             ]
             for row in self.rows()
         ]
@@ -128,7 +129,8 @@ class Ranking:
         for metric, matrix in self.p_values.items():
             both = np.stack([matrix, self.permutation_p_values[metric]], axis=-1)
             rows = [[name, *map(_printed, line)] for name, line in zip(self.scores.systems, both, strict=True)]
-            tables.append(Table(f"Significance, {metric}", ["", *self.scores.systems], rows, [note]))
+            tables.append(Table(f"Significance, {metric}", ["row better than", *self.scores.systems], rows))
+        tables[-1].notes.append(note)
         return tables
 
     @cached_property
@@ -200,6 +202,15 @@ class Ranking:
         means = sums[:, :, drawn].sum(axis=2)[total > 0] / total[total > 0, None]
         return means.mean(axis=0).round(9)  # rounding noise must not break a tie
 
+    def _score_interval(self, metric: str, system: int) -> tuple[float, float]:
+        """95 % interval of a mean score; NaN where there is none: one cluster, or a run that failed."""
+        values = self.scores.values[metric][system]
+        known = ~np.isnan(values)
+        if not np.isfinite(values[known]).all():
+            return float("nan"), float("nan")
+        clusters = np.array(self.scores.clusters)[known]
+        return mean_interval(values[known], clusters, self.seed, self.resamples) or (float("nan"), float("nan"))
+
     def _place_intervals(self) -> tuple[np.ndarray, np.ndarray]:
         if not len(self.sampled_places):
             nothing = np.full(len(self.places), np.nan)
@@ -213,6 +224,12 @@ class Ranking:
         names, member = np.unique(np.array(self.scores.clusters)[known], return_inverse=True)
         means = [np.bincount(member, weights=line, minlength=len(names)) for line in values[:, known]]
         return np.array(means) / np.bincount(member, minlength=len(names))
+
+
+def _interval(row: dict[str, Any], metric: str) -> tuple[float, float] | None:
+    """What `rows` says of a score's interval; None where it says nothing."""
+    low, high = row[f"{metric} low"], row[f"{metric} high"]
+    return None if np.isnan(low) else (low, high)
 
 
 def _printed(p_values: np.ndarray) -> str:

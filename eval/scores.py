@@ -8,7 +8,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,22 @@ from eval.answers import MISSING, UNSCORED
 from seg_backbone.errors import ConfigError, InputError
 from seg_backbone.labels import LESIONS
 
-# Columns of a mask's per_case.csv: what FLARE ranks, other shares of 1, and what should be small.
+# Columns of a mask's per_case.csv: what FLARE ranks, and what is no score. Any other column of numbers is one.
 RANKED = ("dsc", "nsd")
-SHARES = ("lesion_f1", "panoptic_quality", "lesion_dsc")
-SMALL = ("hd95_mm", "false_positive_ml", "false_negative_ml")
+DESCRIPTIVE = (
+    "case",
+    "class",
+    "patient",
+    "state",
+    "tolerance_mm",
+    "reference_ml",
+    "predicted_ml",
+    "reference_lesions",
+    "predicted_lesions",
+)
 EFFICIENCY = "efficiency"  # RESULTS/efficiency/CASE/efficiency.json, one run a case
 TIME, GPU_AREA, HOST_AREA = "seconds", "gpu_area_mb_s", "host_area_mb_s"
-LOWER_IS_BETTER = (TIME, GPU_AREA, HOST_AREA, *SMALL)
+COSTS = (TIME, GPU_AREA, HOST_AREA)
 
 Values = dict[str, dict[str, float]]  # metric -> case -> value, NaN where there is none
 
@@ -62,8 +71,9 @@ class _System:
 
 
 def lower_is_better(metric: str) -> bool:
-    """Whether a smaller value of a metric of `Scores` is the better one."""
-    return metric.rpartition(" ")[2] in LOWER_IS_BETTER
+    """Whether a smaller value of a metric of `Scores` is the better one: costs, errors, distances and volumes."""
+    name = metric.rpartition(" ")[2]
+    return name in COSTS or name.endswith(("_mm", "_ml")) or "error" in name or name.startswith("false_")
 
 
 def read_scores(
@@ -71,9 +81,11 @@ def read_scores(
     grouped: bool,
     tolerance_seconds: float = 0.0,
     tolerance_mb: float = 0.0,
+    beside: bool = True,
 ) -> Scores:
     """Read and join result folders.
 
+    beside: also the systems that were scored beside the one a folder of answers is about.
     grouped: one mask metric a group ("organs dsc", "lesions nsd": the mean over the group's classes of a case), as
     FLARE ranks; else one a class ("tumour dsc"). Metrics of answers are the question types, their value each question's
     share of the headline; a failed or missing question has 0, an unanswerable one is left out.
@@ -87,10 +99,8 @@ def read_scores(
     different kinds, protocols or references).
     """
     paths = [Path(folder) for folder in folders]
-    names = [path.resolve().name for path in paths]
-    systems: list[_System] = []
-    for path, name in zip(paths, names, strict=True):
-        systems += _read_folder(path, name if names.count(name) == 1 else str(path))
+    read = [_read_folder(path) for path in paths]
+    systems = _named(read if beside else [systems[:1] for systems in read], paths)
     if len(systems) < 2 or len({system.name for system in systems}) < len(systems):
         found = ", ".join(system.name for system in systems) or "none"
         raise ConfigError("RESULTS", "at least two systems of different names", found, "name more result folders")
@@ -128,45 +138,70 @@ def read_scores(
     )
 
 
-def _read_folder(folder: Path, name: str) -> list[_System]:
-    """The systems of one result folder: one of masks, as many of answers as its file holds."""
+def _read_folder(folder: Path) -> list[_System]:
+    """The systems of one result folder by their own names, the one it is about first: one of masks, as many of answers
+    as were scored together."""
     try:
         metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+        if metrics["kind"] not in ("masks", "answers"):
+            raise KeyError("kind")
+        masks = metrics["kind"] == "masks"
+        rules = f"protocol {metrics['protocol']}" if masks else f"reference {metrics['reference_sha256'][:16]}"
+        systems: dict[str, _System] = {}
         with (folder / "per_case.csv").open(encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file))
-        if metrics["kind"] == "masks":
-            table, clusters = _of_masks(rows)
-            return [_System(name, folder, "masks", f"protocol {metrics['protocol']}", table, clusters)]
-        if metrics["kind"] == "answers":
-            named = list(dict.fromkeys(row["system"] for row in rows))
-            systems = []
-            for system in named:
-                table, clusters = _of_answers([row for row in rows if row["system"] == system])
-                own_name = system if len(named) > 1 else name
-                systems.append(_System(own_name, folder, "answers", metrics["reference_sha256"], table, clusters))
-            return systems
-        raise KeyError("kind")
+            for row in csv.DictReader(file):
+                name = "" if masks else row["system"]
+                system = systems.setdefault(name, _System(name, folder, metrics["kind"], rules, {}, {}))
+                (_add_mask if masks else _add_answer)(system, row)
+        return list(systems.values())
     except (OSError, KeyError, TypeError, ValueError) as error:
         expected = "a folder with metrics.json and per_case.csv of `vlm evaluate masks` or `answers`"
         raise InputError(folder, expected, f"{type(error).__name__}: {error}", "score the system first") from None
 
 
-def _of_masks(rows: list[dict[str, str]]) -> tuple[Values, dict[str, str]]:
-    table: Values = {}
-    for row in rows:
-        for column in (*RANKED, *SHARES, *SMALL):
-            if column in row:
-                table.setdefault(f"{row['class']} {column}", {})[row["case"]] = float(row[column] or "nan")
-    return table, {row["case"]: row["case"] for row in rows}
+def _add_mask(system: _System, row: dict[str, str]) -> None:
+    system.clusters[row["case"]] = row.get("patient") or row["case"]
+    for column, text in row.items():
+        if column in DESCRIPTIVE:
+            continue
+        try:
+            value = float(text or "nan")
+        except ValueError:
+            if column in RANKED:
+                raise
+            continue  # a word
+        value = abs(value) if "error" in column else value  # too large and too small are as bad
+        system.table.setdefault(f"{row['class']} {column}", {})[row["case"]] = value
 
 
-def _of_answers(rows: list[dict[str, str]]) -> tuple[Values, dict[str, str]]:
-    table: Values = {}
-    for row in rows:
-        if row["reference"]:  # empty where the question is unanswerable
-            score = 0.0 if row["state"] in (MISSING, UNSCORED) else float(row["score"])
-            table.setdefault(row["type"], {})[row["id"]] = score
-    return table, {row["id"]: row["patient"] for row in rows}
+def _add_answer(system: _System, row: dict[str, str]) -> None:
+    system.clusters[row["id"]] = row["patient"]
+    if row["reference"]:  # empty where the question is unanswerable
+        score = 0.0 if row["state"] in (MISSING, UNSCORED) else float(row["score"])
+        system.table.setdefault(row["type"], {})[row["id"]] = score
+
+
+def _named(read: list[list[_System]], paths: list[Path]) -> list[_System]:
+    """All systems under names of their own: the folder's for the one it is about, its path where two folders share
+    that name. The systems beside it keep their own names; one that is the same in every way is kept once."""
+    if len(read) == 1 and len(read[0]) > 1:
+        return read[0]
+    folders = [path.resolve().name for path in paths]
+    named: list[_System] = []
+    beside: list[_System] = []
+    for (first, *others), path, folder in zip(read, paths, folders, strict=True):
+        name = folder if folders.count(folder) == 1 else str(path)
+        named.append(replace(first, name=name))
+        beside += [
+            replace(other, name=f"{name}: {other.name}" if _same_name(other, beside) else other.name)
+            for other in others
+            if not any(other.table == known.table for known in _same_name(other, beside))
+        ]
+    return named + beside
+
+
+def _same_name(system: _System, others: list[_System]) -> list[_System]:
+    return [other for other in others if other.name == system.name]
 
 
 def _joined(systems: list[_System], cases: list[str], metric: str) -> np.ndarray:
@@ -175,7 +210,8 @@ def _joined(systems: list[_System], cases: list[str], metric: str) -> np.ndarray
     scored = ~np.isnan(array).all(axis=0)
     if not lower_is_better(metric):
         array[np.array([[case not in system.clusters for case in cases] for system in systems]) & scored] = 0.0
-        array[np.isnan(array) & scored] = 1.0  # rightly empty
+        if np.nanmax(array, initial=0.0) <= 1:
+            array[np.isnan(array) & scored] = 1.0  # rightly empty
     array[:, np.isnan(array).any(axis=0)] = np.nan
     return array
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import csv
-import json
-import sys
+from array import array
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,6 +16,7 @@ from eval import plots
 from eval.answers import ABSTAINED, ANSWERED, JUDGED, UNREADABLE, UNSCORED, AnswerResults
 from eval.bootstrap import mean_interval
 from eval.detection import Box
+from eval.jsonl import read_jsonl
 from eval.references import NUMERIC
 from eval.report.page import Example, Page, Plot, Section
 from eval.report.slices import Background, Folder, View, draw_slice
@@ -50,86 +51,125 @@ def answers_page(results: AnswerResults, pictures: Pictures | None = None, progr
 
     progress: called with (pictures done, pictures, image).
     """
-    rows = [row for row in results.rows() if row["reference"] != ""]
-    own = [row for row in rows if row["system"] == results.name]
-    chosen = worst(own)
-    strata, questions = read_questions(results.source["reference"], {row["id"] for row in chosen})
-    given = _read_answers(results.source["answers"], set(questions))
+    asked, answered = results.source["reference"], results.source["answers"]
+    gathered = Gathered(results.name, read_strata(asked))
+    for row in results.rows():
+        gathered.add(row)
+    chosen = [row for rows in gathered.worst.values() for row in rows]
+    wanted = {row["id"] for row in chosen}
+    examples = _examples(chosen, read_records(asked, wanted), read_records(answered, wanted), pictures, progress)
     metrics = results.metrics()
-    tables = results.tables()
+    systems = {results.name: metrics, **metrics["compared"]}
     return Page(
         f"Answers of {results.name}",
         [
-            ("Answers", results.source["answers"]),
-            ("Questions", results.source["reference"]),
+            ("Answers", answered),
+            ("Questions", asked),
             ("SHA-256 of the questions", results.source["reference_sha256"][:16]),
             ("Answerable questions", str(metrics["counts"]["n"])),
             ("Intervals", f"95 %, {results.resamples} bootstrap samples of whole patients"),
         ],
         [
-            Section("Scores", tables=tables, plots=_score_plots(metrics)),
+            Section("Scores", tables=results.tables(), plots=_score_plots(metrics)),
             Section(
                 "By stratum",
                 "The mean score of the questions of each kind, each its own share of the type's first figure.",
-                tables=_strata_tables(own, strata, results),
+                tables=_strata_tables(gathered, results),
             ),
-            Section("Confidence", plots=_confidence_plots({results.name: metrics, **metrics["compared"]}, rows)),
-            Section("Agreement of numbers", plots=_agreement_plots(own)),
+            Section("Confidence", plots=_confidence_plots(systems, gathered)),
+            Section("Agreement of numbers", plots=_agreement_plots(gathered)),
             Section(
                 "Worst answers",
-                "Per type the wrong answers given most confidently. Boxes and outlines: reference in blue, answer in "
-                "orange, on the slice of the evidence.",
-                examples=list(_examples(chosen, questions, given, pictures or Pictures(), progress)),
+                "Per type the wrong answers given most confidently. Reference in blue, answer in orange, the long axis "
+                "in yellow, on the slice of the evidence.",
+                examples=list(examples),
             ),
         ],
     )
 
 
-def worst(rows: Sequence[Row]) -> list[Row]:
-    """Up to WORST_OF_TYPE rows a type that do not have the full score: answered before unreadable, abstained and
-    unscored ones, then by score, confidence and relative error."""
+class Gathered:
+    """What one pass over the rows of per_case.csv keeps of them, little enough for a million.
 
-    def badness(row: Row) -> tuple[float, ...]:
-        score = 0.0 if row["state"] == UNSCORED else row["score"]
-        return SHOWN.index(row["state"]), score, -_number(row["confidence"], 0.0), -_relative_error(row)
-
-    chosen = []
-    for kind in dict.fromkeys(row["type"] for row in rows):
-        wrong = [
-            row
-            for row in rows
-            if row["type"] == kind and row["state"] in SHOWN and (row["state"] == UNSCORED or row["score"] < 1)
-        ]
-        chosen += sorted(wrong, key=badness)[:WORST_OF_TYPE]
-    return chosen
-
-
-def risk_coverage(rows: Sequence[Row]) -> tuple[np.ndarray, np.ndarray]:
-    """(coverage, risk), (n,) each, of one system's rows: the n answers with a confidence, the most confident first.
-
-    coverage: their share of the judged questions; risk: 1 - mean score so far. Answers of one confidence enter
-    together.
+    strata: question id -> its value of each key of STRATA. worst: type -> up to WORST_OF_TYPE rows, see `badness`.
+    scores: (key, type, value) -> scores and numbers of the patients. pairs: (type, unit) -> reference and answer in
+    turn. stated: system -> confidence and score in turn. judged: system -> number of questions.
     """
-    judged = [row for row in rows if row["state"] in JUDGED]
-    stated = [(row["confidence"], row["score"]) for row in judged if row["confidence"] != ""]
-    confidence, score = np.array(sorted(stated, reverse=True), dtype=float).reshape(-1, 2).T
-    last = np.flatnonzero(np.diff(confidence, append=-1.0))
+
+    def __init__(self, name: str, strata: Mapping[str, tuple[str, ...]]) -> None:
+        self.name, self.strata = name, strata
+        self.worst: dict[str, list[Row]] = {}
+        self.scores: dict[tuple[str, str, str], tuple[array[float], array[int]]] = {}
+        self.pairs: dict[tuple[str, str], array[float]] = {}
+        self.stated: dict[str, array[float]] = {}
+        self.judged: Counter[str] = Counter()
+        self._patients: dict[str, int] = {}
+
+    def add(self, row: Row) -> None:
+        """Take in one row; unanswerable questions are passed over."""
+        if row["reference"] == "":
+            return
+        if row["state"] in JUDGED:
+            self.judged[row["system"]] += 1
+            if row["confidence"] != "":
+                self.stated.setdefault(row["system"], array("d")).extend((float(row["confidence"]), row["score"]))
+        if row["system"] != self.name:
+            return
+        if row["state"] in JUDGED:
+            patient = self._patients.setdefault(row["patient"], len(self._patients))
+            for key, value in zip(STRATA, self.strata.get(row["id"], ()), strict=False):
+                if value:
+                    scores, patients = self.scores.setdefault((key, row["type"], value), (array("d"), array("q")))
+                    scores.append(row["score"])
+                    patients.append(patient)
+        if row["state"] == ANSWERED and row["type"] in ("measurement", "regression"):
+            pair = float(row["reference"]), float(row["prediction"])
+            self.pairs.setdefault((row["type"], row["unit"]), array("d")).extend(pair)
+        if row["state"] == UNSCORED or (row["state"] in SHOWN and row["score"] < 1):
+            worst = self.worst.setdefault(row["type"], [])
+            if len(worst) < WORST_OF_TYPE or badness(row) < badness(worst[-1]):
+                worst[:] = sorted([*worst, row], key=badness)[:WORST_OF_TYPE]
+
+
+def badness(row: Row) -> tuple[float, ...]:
+    """What sorts the worst first: answered before unreadable, abstained and unscored questions, then score, confidence
+    and relative error."""
+    score = 0.0 if row["state"] == UNSCORED else row["score"]
+    confidence = 0.0 if row["confidence"] == "" else float(row["confidence"])
+    return SHOWN.index(row["state"]), score, -confidence, -_relative_error(row)
+
+
+def risk_coverage(confidence: np.ndarray, score: np.ndarray, judged: int) -> tuple[np.ndarray, np.ndarray]:
+    """(coverage, risk), (n,) each, of n different confidences: the most confident answers first.
+
+    confidence, score: of the answers that state one. coverage: the share of the judged questions that is answered by
+    then; risk: 1 - their mean score. Answers of one confidence enter together.
+    """
+    order = np.argsort(-confidence, kind="stable")
+    last = np.flatnonzero(np.diff(confidence[order], append=-1.0))
     count = last + 1.0
-    return count / max(len(judged), 1), 1 - np.cumsum(score)[last] / count
+    return count / judged, 1 - np.cumsum(score[order])[last] / count
 
 
-def read_questions(path: str, wanted: set[str]) -> tuple[dict[str, dict[str, str]], dict[str, Row]]:
-    """Stratum -> question id -> its value there, for the keys with few values; and the questions wanted, by id."""
-    values: dict[str, dict[str, str]] = {key: {} for key in STRATA}
-    questions = {}
+def read_strata(path: str) -> dict[str, tuple[str, ...]]:
+    """Question id -> its value of each key of STRATA, "" where it has none, or where a key has too many values to tell
+    kinds apart."""
+    table: dict[str, tuple[str, ...]] = {}
+    known: dict[tuple[str, ...], tuple[str, ...]] = {}  # questions of one kind share one tuple
     for question in _lines(path):
-        key = str(question.get("id"))
-        for stratum, of_id in values.items():
-            if isinstance(question.get(stratum), str):
-                of_id[key] = sys.intern(question[stratum])
-        if key in wanted:
-            questions[key] = question
-    return {key: of_id for key, of_id in values.items() if len(set(of_id.values())) <= MOST_STRATA}, questions
+        values = tuple(str(question.get(key) or "") for key in STRATA)
+        table[str(question.get("id"))] = known.setdefault(values, values)
+    kinds = [set(column) - {""} for column in zip(*known, strict=True)]
+    kept = {
+        values: tuple(value if 1 < len(kind) <= MOST_STRATA else "" for value, kind in zip(values, kinds, strict=True))
+        for values in known
+    }
+    return {key: kept[values] for key, values in table.items()}
+
+
+def read_records(path: str, wanted: set[str]) -> dict[str, Row]:
+    """The questions or answers wanted, by id, the last of several; nothing where they did not come from a file."""
+    return {str(record.get("id")): record for record in _lines(path) if str(record.get("id")) in wanted}
 
 
 def _score_plots(metrics: Mapping[str, Any]) -> list[Plot]:
@@ -141,62 +181,59 @@ def _score_plots(metrics: Mapping[str, Any]) -> list[Plot]:
             values[f"{kind}: {figure}"] = (one["metrics"][figure]["value"], one["metrics"][figure]["interval"])
     if not values:
         return []
-    return [
-        Plot("First figure of each type", plots.inline_svg(plots.intervals(values, "value with its 95 % interval")))
-    ]
+    svg = plots.inline_svg(plots.intervals(values, "value with its 95 % interval"))
+    return [Plot("First figure of each type", svg)]
 
 
-def _strata_tables(own: Sequence[Row], strata: Mapping[str, Mapping[str, str]], results: AnswerResults) -> list[Table]:
+def _strata_tables(gathered: Gathered, results: AnswerResults) -> list[Table]:
     tables = []
-    for key, of_id in strata.items():
-        groups: dict[tuple[str, str], list[Row]] = {}
-        for row in own:
-            if row["state"] in JUDGED and row["id"] in of_id:
-                groups.setdefault((row["type"], of_id[row["id"]]), []).append(row)
-        if len({stratum for _, stratum in groups}) < 2:
-            continue
+    for key in STRATA:
         lines = []
-        for (kind, stratum), members in sorted(groups.items()):
-            values = np.array([row["score"] for row in members], dtype=float)
-            interval = mean_interval(values, [row["patient"] for row in members], results.seed, results.resamples)
-            lines.append([kind, stratum, str(len(members)), with_interval(float(values.mean()), interval, 3)])
-        tables.append(Table(f"By {key}", ["type", key, "n", "mean score"], lines))
+        for (own_key, kind, value), (scores, patients) in sorted(gathered.scores.items(), key=lambda one: one[0]):
+            if own_key == key:
+                values = np.array(scores)
+                interval = mean_interval(values, np.array(patients), results.seed, results.resamples)
+                lines.append([kind, value, str(len(values)), with_interval(float(values.mean()), interval, 3)])
+        if lines:
+            tables.append(Table(f"By {key}", ["type", key, "n", "mean score"], lines))
     return tables
 
 
-def _confidence_plots(systems: Mapping[str, Mapping[str, Any]], rows: Sequence[Row]) -> list[Plot]:
+def _confidence_plots(systems: Mapping[str, Mapping[str, Any]], gathered: Gathered) -> list[Plot]:
     bins = {name: one["calibration"]["bins"] for name, one in systems.items() if one.get("calibration")}
-    if not bins:
-        return []
-    curves = {name: risk_coverage([row for row in rows if row["system"] == name]) for name in bins}
-    return [
-        Plot(
-            "Reliability",
-            plots.inline_svg(plots.reliability(bins)),
-            "On the dashed line, confidence says how often answers are right; the area is the number of answers.",
-        ),
-        Plot(
-            "Risk and coverage",
-            plots.inline_svg(plots.risk_coverage(curves)),
-            "What is risked where only the most confident answers are taken; a line ends where no more are given.",
-        ),
-    ]
-
-
-def _agreement_plots(own: Sequence[Row]) -> list[Plot]:
-    """Bland-Altman, one a type and unit with at least LEAST_POINTS answers."""
-    pairs: dict[tuple[str, str], list[tuple[float, float]]] = {}
-    for row in own:
-        if row["type"] in ("measurement", "regression") and row["state"] == ANSWERED:
-            pairs.setdefault((row["type"], row["unit"]), []).append((float(row["reference"]), float(row["prediction"])))
+    curves = {
+        name: risk_coverage(np.array(stated[::2]), np.array(stated[1::2]), gathered.judged[name])
+        for name, stated in gathered.stated.items()
+    }
     made = []
-    for (kind, unit), values in sorted(pairs.items()):
-        if len(values) >= LEAST_POINTS:
-            reference, prediction = np.array(values, dtype=float).T
-            figure = plots.bland_altman(reference, prediction, unit)
-            title = f"{kind.capitalize()}{f', {unit}' if unit else ''}: {len(values)} answers"
-            note = "Bland-Altman: mean difference and limits of agreement (1.96 SD)."
-            made.append(Plot(title, plots.inline_svg(figure), note))
+    if bins:
+        made.append(
+            Plot(
+                "Reliability",
+                plots.inline_svg(plots.reliability(bins)),
+                "On the dashed line, confidence says how often answers are right; the area is the number of answers.",
+            )
+        )
+    if curves:
+        made.append(
+            Plot(
+                "Risk and coverage",
+                plots.inline_svg(plots.risk_coverage(curves)),
+                "What is risked where only the most confident answers are taken; a line ends where no more are given.",
+            )
+        )
+    return made
+
+
+def _agreement_plots(gathered: Gathered) -> list[Plot]:
+    """Bland-Altman, one a type and unit with at least LEAST_POINTS answers."""
+    made = []
+    for (kind, unit), pairs in sorted(gathered.pairs.items()):
+        reference, prediction = np.array(pairs[::2]), np.array(pairs[1::2])
+        if len(reference) >= LEAST_POINTS:
+            svg = plots.inline_svg(plots.bland_altman(reference, prediction, unit))
+            title = f"{kind.capitalize()}{f', {unit}' if unit else ''}: {len(reference)} answers"
+            made.append(Plot(title, svg, "Bland-Altman: mean difference and limits of agreement (1.96 SD)."))
     return made
 
 
@@ -204,7 +241,7 @@ def _examples(
     rows: Sequence[Row],
     questions: Mapping[str, Row],
     given: Mapping[str, Row],
-    pictures: Pictures,
+    pictures: Pictures | None,
     progress: Progress | None,
 ) -> Iterator[Example]:
     drawn: dict[str, tuple[str, str]] = {}
@@ -212,7 +249,7 @@ def _examples(
     for row in rows:
         images.setdefault(str(questions.get(row["id"], {}).get("image") or ""), []).append(row["id"])
     for done, (image, ids) in enumerate(images.items(), 1):  # each scan is read once
-        if image and (pictures.scans or pictures.masks):
+        if image and pictures is not None:
             scan, mask, why = _open(image, pictures)
             for key in ids:
                 picture, note = _picture(questions[key], given.get(key, {}), scan, mask, pictures.labels)
@@ -229,7 +266,7 @@ def _examples(
             ("read as", f"{row['prediction']} {row['unit']}" if row["prediction"] != "" else ""),
             ("state", row["state"]),
             ("reason", row["note"]),
-            ("confidence", f"{row['confidence']:.2f}" if row["confidence"] != "" else ""),
+            ("confidence", f"{float(row['confidence']):.2f}" if row["confidence"] != "" else ""),
             ("score", f"{row['score']:.3g}" if row["state"] in JUDGED else ""),
             ("evidence", "; ".join(map(_evidence, _dicts(answer.get("evidence"))))),
         ]
@@ -272,11 +309,13 @@ def _picture(
         number = round(float(boxes[0][1][2] + boxes[0][2][2]) / 2)
     if number is None or not 0 <= number < turned.shape[2]:
         return "", "No slice is named."
+    lines = [turned.world_to_voxel(ends) for ends in map(_long_axis, evidence) if ends is not None]
     view = View(
         turned.spacing_mm[:2],
         number + 1,
         turned.shape[2],
         boxes=[(side, low[:2], high[:2]) for side, low, high in boxes if low[2] <= number <= high[2]],
+        lines=[ends[:, :2] for ends in lines if round(float(ends[:, 2].mean())) == number],
     )
     if mask is not None:
         ids = [
@@ -300,6 +339,15 @@ def _slice_number(evidence: Sequence[Row], grid: Grid, turned: Grid) -> int | No
             index[grid.axial_axis] = named["index"]
             return round(float(turned.world_to_voxel(grid.voxel_to_world(index))[2]))
     return None
+
+
+def _long_axis(one: Row) -> np.ndarray | None:
+    """(2, 3) world ends of the long axis that an instance states; None where there are none."""
+    try:
+        ends = np.array(one.get("long_axis_points_mm"), dtype=float)
+    except (TypeError, ValueError):
+        return None
+    return ends if ends.shape == (2, 3) and np.isfinite(ends).all() else None
 
 
 def _in_voxels(box: Box, grid: Grid) -> tuple[np.ndarray, np.ndarray]:
@@ -328,30 +376,17 @@ def _evidence(one: Row) -> str:
     return ", ".join(filter(None, parts))
 
 
-def _read_answers(path: str, wanted: set[str]) -> dict[str, Row]:
-    """The answers wanted, by id; the last of several. Nothing where they did not come from a file."""
-    return {str(answer.get("id")): answer for answer in _lines(path) if str(answer.get("id")) in wanted}
-
-
 def _lines(path: str) -> Iterator[Row]:
-    """The objects of a JSON-lines file or the rows of a CSV, one at a time; a broken line was reported before."""
-    if not Path(path).is_file():
-        return
-    with open(path, encoding="utf-8-sig", newline="" if path.endswith(".csv") else None) as file:
-        if path.endswith(".csv"):
+    """The objects of a JSON-lines file or the rows of a CSV; nothing where it is no file."""
+    if path.endswith(".csv") and Path(path).is_file():
+        with open(path, encoding="utf-8-sig", newline="") as file:
             yield from csv.DictReader(file)
-            return
-        for line in file:
-            if line.strip():
-                yield json.loads(line)
+    elif Path(path).is_file():
+        yield from (record for _, record in read_jsonl(path))
 
 
 def _dicts(value: Any) -> list[Row]:
     return [one for one in value if isinstance(one, dict)] if isinstance(value, list) else []
-
-
-def _number(value: Any, otherwise: float) -> float:
-    return otherwise if value == "" else float(value)
 
 
 def _relative_error(row: Row) -> float:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
@@ -17,6 +18,8 @@ from jinja2 import Environment, StrictUndefined
 
 from eval.tables import Table
 from seg_backbone.io.atomic import replacing
+
+LONG = 40  # letters of a cell that gets room to break its lines
 
 
 @dataclass(frozen=True)
@@ -88,8 +91,11 @@ def write_page(page: Page, path: str | Path) -> Path:
 
 
 def _kinds(table: Table) -> list[str]:
-    """The CSS class of each column: "words" where a cell is neither a number nor empty."""
-    return [
-        "words" if any(re.match(r"[<±+−-]?\.?\d|[–-]?$", cell) is None for cell in column) else ""
-        for column in zip(*table.rows, strict=True)
-    ] or [""] * len(table.columns)
+    """The CSS class of each column: "words" where a cell is neither a number nor empty, "long" for sentences."""
+    return [_kind(column) for column in zip(*table.rows, strict=True)] or [""] * len(table.columns)
+
+
+def _kind(cells: Sequence[str]) -> str:
+    if all(re.match(r"[<±+−-]?\.?\d|[–-]?$", cell) for cell in cells):
+        return ""
+    return "words long" if any(len(cell) > LONG for cell in cells) else "words"

@@ -35,7 +35,8 @@ class View:
 
     image: (i, j) values, or None without a scan; window: the values drawn black and white. reference, prediction:
     boolean (i, j), None where there is none. spacing_mm: (2,). number, of: the slice's place from 1, counted from the
-    feet. boxes: (side, low, high) in voxels of this slice, where side is "reference" or "prediction".
+    feet. boxes: (side, low, high) in voxels of this slice, where side is "reference" or "prediction". lines: (2, 2)
+    voxel indices of two ends each, drawn as measured.
     """
 
     spacing_mm: np.ndarray
@@ -46,6 +47,7 @@ class View:
     reference: np.ndarray | None = None
     prediction: np.ndarray | None = None
     boxes: Sequence[tuple[str, np.ndarray, np.ndarray]] = ()
+    lines: Sequence[np.ndarray] = ()
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -141,11 +143,12 @@ def draw_slice(view: View) -> str:
             f'<rect class="outline {side}" x="{x:.6g}" y="{y:.6g}" width="{wide:.6g}" height="{tall:.6g}" '
             f'stroke-dasharray="5 4"/>'
         )
+    for (x1, y1), (x2, y2) in [np.array([right, front]) - 0.5 - ends for ends in view.lines]:
+        parts.append(f'<path class="outline measured" d="M{x1:.6g} {y1:.6g}L{x2:.6g} {y2:.6g}"/>')
     parts.append("</g>")
     bar = 50 if width > 150 else 20
     parts.append(
-        f'<path d="M{0.04 * width:.6g} {0.96 * height:.6g}h{bar}" stroke="#fff" stroke-width="{0.012 * width:.3g}"/>'
-        f'<g fill="#fff" font-size="{0.045 * width:.3g}">'
+        f'<path class="bar" d="M{0.04 * width:.6g} {0.96 * height:.6g}h{bar}"/><g font-size="{0.045 * width:.3g}">'
         f'<text x="{0.04 * width:.6g}" y="{0.94 * height:.6g}">{bar} mm</text>'
         f'<text x="{0.02 * width:.6g}" y="{0.5 * height:.6g}">R</text></g></svg>'
     )
@@ -163,6 +166,7 @@ def _shown(view: View) -> list[tuple[int, int]]:
         size, spacing = view.shape[axis], float(view.spacing_mm[axis])
         ends = [float(edge) for edge in np.flatnonzero(marked.any(axis=1 - axis))]
         ends += [float(edge) for _, low, high in view.boxes for edge in (low[axis] + 0.5, high[axis] - 0.5)]
+        ends += [float(end) for line in view.lines for end in line[:, axis]]
         if not ends:
             ranges.append((0, size))
             continue

@@ -5,13 +5,14 @@ from __future__ import annotations
 import csv
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from eval import plots
 from eval.comparison import Comparison
 from eval.ranking import ALPHA, Ranking
-from eval.report.answers import read_questions
+from eval.report.answers import read_records
 from eval.report.page import Page, Plot, Section
 from eval.tables import Table
 
@@ -48,7 +49,7 @@ def ranking_page(ranking: Ranking) -> Page:
                     Plot(
                         metric,
                         plots.inline_svg(plots.violins({metric: one})),
-                        "A point is a case, the line the median.",
+                        "Points are cases, the line the median; discs the share of cases.",
                     )
                     for metric, one in plots.spread(ranking).items()
                 ],
@@ -89,7 +90,11 @@ def comparison_page(comparison: Comparison) -> Page:
         if len(one):
             figure = plots.against(one, other, a, b, metric)
             pairs.append(
-                Plot(metric, plots.inline_svg(figure), "A point is a case; on the dashed line both are equal.")
+                Plot(
+                    metric,
+                    plots.inline_svg(figure),
+                    "A dot is a case, or several of one pair of scores; on the dashed line both are equal.",
+                )
             )
     return Page(
         f"{a} and {b}",
@@ -118,11 +123,7 @@ def _changed_answers(comparison: Comparison) -> Table:
         for one in sides[side]
     ]
     wanted = {one["case"] for *_, one in listed}
-    folders = [Path(folder) for folder in comparison.scores.folders.values()]
-    first, second = (_rows_of(folder, wanted) for folder in folders)
-    questions = read_questions(
-        json.loads((folders[0] / "metrics.json").read_text(encoding="utf-8"))["reference"], wanted
-    )[1]
+    (first, questions), (second, _) = (_words(Path(folder), wanted) for folder in comparison.scores.folders.values())
     lines = [
         [
             metric,
@@ -137,10 +138,15 @@ def _changed_answers(comparison: Comparison) -> Table:
     return Table("Changed most", ["type", "better", "id", "question", "reference", a, b], lines)
 
 
-def _rows_of(folder: Path, wanted: set[str]) -> dict[str, dict[str, str]]:
-    """The rows of per_case.csv for some questions, by id."""
+def _words(folder: Path, wanted: set[str]) -> tuple[dict[str, dict[str, str]], dict[str, dict[str, Any]]]:
+    """The rows of per_case.csv about the system that a folder is about, and the questions, both by id."""
+    metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    rows: dict[str, dict[str, str]] = {}
     with (folder / "per_case.csv").open(encoding="utf-8", newline="") as file:
-        return {row["id"]: row for row in csv.DictReader(file) if row["id"] in wanted}
+        for row in csv.DictReader(file):
+            if row["id"] in wanted:
+                rows.setdefault(row["id"], row)  # the systems beside it come later in the file
+    return rows, read_records(str(metrics.get("reference")), wanted)
 
 
 def _said(row: dict[str, str] | None, column: str) -> str:

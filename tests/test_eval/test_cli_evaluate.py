@@ -57,7 +57,8 @@ def test_answers(questions, tmp_path):
     with (tmp_path / "out" / "per_case.csv").open() as file:
         assert len(list(csv.DictReader(file))) == 12
     assert (tmp_path / "out" / "table.md").read_text() == result.stdout
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["metrics.json", "per_case.csv", "table.md"]
+    written = ["metrics.json", "per_case.csv", "report.html", "table.md"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == written
 
 
 def test_masks(folders, tmp_path):
@@ -86,7 +87,8 @@ def test_users_mistakes_reach_the_top_level_as_input_errors(questions, folders, 
 
 
 def test_scoring_loads_neither_torch_nor_transformers_nor_vlm():
-    modules = ", ".join(f"eval.{path.stem}" for path in (ROOT / "eval").glob("*.py") if path.stem != "__init__")
+    files = [path.relative_to(ROOT).with_suffix("") for path in (ROOT / "eval").rglob("*.py")]
+    modules = ", ".join(".".join(path.parts) for path in files if path.stem != "__init__")
     code = f"import sys, {modules}; print([m for m in ('torch', 'transformers', 'vlm') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -285,7 +285,9 @@ def test_command_lines_from_masks_to_leaderboard(tmp_path):
     assert (tmp_path / "out" / "places.png").read_bytes().startswith(b"\x89PNG")
     compared = run("compare", *results, "-o", tmp_path / "out", "--resamples", 50)
     assert compared.exit_code == 0, compared.output
-    assert "| tumour dsc | 3 | 0.750 | 1.000 | -0.250 [-0.250, -0.250] | 0.2500 | 0 / 0 / 3 |" in compared.stdout
+    assert (
+        "| tumour dsc | 3 | 0.750 | 1.000 | -0.250 [-0.250, -0.250] | 0.2500 | 0.2500 | 0 / 0 / 3 |" in compared.stdout
+    )
     assert json.loads((tmp_path / "out" / "comparison.json").read_text())["a"] == "shifted"
     with (tmp_path / "out" / "differences.csv").open() as file:
         differences = [row for row in csv.DictReader(file) if row["metric"] == "tumour hd95_mm"]

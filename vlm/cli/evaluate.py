@@ -56,9 +56,10 @@ def answers(
 
     if labels is None and masks is not None and (masks / "labels.json").is_file():
         labels = masks / "labels.json"
-    pictures = Pictures(
-        Folder(scans) if scans else None, Folder(masks) if masks else None, read_labels(labels) if labels else {}
-    )
+    pictures = None
+    if scans or masks:
+        names = read_labels(labels) if labels else {}
+        pictures = Pictures(Folder(scans) if scans else None, Folder(masks) if masks else None, names)
     others: dict[str, str | Path] = {}
     for pair in compare or []:
         other, _, file = pair.partition("=")
