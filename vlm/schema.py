@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from seg_backbone.errors import QuestionError
 
@@ -154,12 +154,20 @@ def scan_questions(
     id used before, an image that is not there. Memory stays within one line and the ids. Raises QuestionError where
     the file as a whole cannot be read: missing, or UTF-16.
     """
+    for number, _, question in locate_questions(path, images):
+        yield number, question
+
+
+def locate_questions(
+    path: str | Path, images: str | Path | None = None
+) -> Iterator[tuple[int, int, Question | QuestionError]]:
+    """What `scan_questions` yields, with the byte where the line starts in between: `question_at` goes back there."""
     path = Path(path)
     if not path.is_file():
         raise QuestionError(path, "a JSONL file of questions", "no such file", "check the path")
     seen: dict[str, int] = {}
     there: dict[str, bool] = {}
-    for number, line in _lines(path):
+    for number, start, line in _lines(path):
         place = f"{path}:{number}"
         try:
             question = Question.from_json(_decode(line, place), place)
@@ -177,26 +185,34 @@ def scan_questions(
                     todo = "check the path, or name the folder of the scans with --scans"
                     raise QuestionError(place, "an image", f"no such file: {Path(images) / question.image}", todo)
         except QuestionError as error:
-            yield number, error
+            yield number, start, error
         else:
-            yield number, question
+            yield number, start, question
 
 
-def _lines(path: Path) -> Iterator[tuple[int, bytes | None]]:
-    """(number, line) of every line that is not blank; None in place of a line above LONGEST_LINE, never held whole."""
+def question_at(file: BinaryIO, start: int) -> Question:
+    """The question on the line that starts at a byte. Raises QuestionError where there is none (any more)."""
+    file.seek(start)
+    place = f"{file.name} at byte {start}"
+    return Question.from_json(_decode(file.readline(LONGEST_LINE).removeprefix(codecs.BOM_UTF8), place), place)
+
+
+def _lines(path: Path) -> Iterator[tuple[int, int, bytes | None]]:
+    """(number, first byte, line) of every line that is not blank; None for one above LONGEST_LINE, never held whole."""
     with path.open("rb") as file:
         if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
             raise QuestionError(path, "UTF-8 text", "UTF-16", "save it as UTF-8")
         file.seek(0)
-        number = 0
+        number = end = 0
         while line := file.readline(LONGEST_LINE + 1):
-            number += 1
+            number, start, end = number + 1, end, end + len(line)
             if len(line) > LONGEST_LINE:
                 while line and not line.endswith(b"\n"):
                     line = file.readline(1 << 16)
-                yield number, None
+                    end += len(line)
+                yield number, start, None
             elif line.strip():
-                yield number, line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
+                yield number, start, line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
 
 
 def _decode(line: bytes | None, place: str) -> Any:

@@ -2,13 +2,15 @@
 
 import json
 import tracemalloc
+from functools import partial
 
 import pytest
 
 from seg_backbone.errors import QuestionError
 from vlm import schema
-from vlm.infer.batch import run_batch
+from vlm.infer.batch import Files, answer_here, run_batch
 from vlm.infer.blind import BlindEngine
+from vlm.infer.index import index_questions
 from vlm.schema import read_questions, scan_questions
 
 GOOD = {"id": "a", "image": "scan.nii.gz", "question": "How many?", "type": "counting", "answer": 2}
@@ -144,4 +146,5 @@ def test_a_text_only_baseline_needs_no_scans(tmp_path, monkeypatch):
     path.write_text(json.dumps(GOOD | {"image": "lost.nii.gz"}))
     blind = BlindEngine.__new__(BlindEngine)
     monkeypatch.setattr(blind, "ask", lambda question: schema.Answer(question.id, "open", "2"), raising=False)
-    assert run_batch(blind, path, tmp_path / "answers.jsonl").answered == 1
+    runner = partial(answer_here, lambda: blind, Files(tmp_path))
+    assert run_batch(runner, index_questions(path), tmp_path / "answers.jsonl").answered == 1

@@ -26,11 +26,9 @@ def chat(
     modality: Annotated[str | None, typer.Option(help="CT or MR; guessed without it")] = None,
 ) -> None:
     """Talk with a scan. Piped input works too: one question a line."""
-    import json
-
     from seg_backbone.errors import InputError
     from seg_backbone.io import read_volume
-    from vlm.cli.show import evidence_lines, print_answer, save_answer
+    from vlm.cli.show import evidence_lines, print_answer, save_answer, write_json
     from vlm.infer.conversation import Conversation
     from vlm.infer.engine import Engine
     from vlm.schema import Answer
@@ -72,8 +70,7 @@ def chat(
                     continue
                 folder = Path(rest.strip() or "chat").expanduser()
                 save_answer(talk.scan, talk.turns[-1].answer, folder)
-                history = [turn.to_json() for turn in talk.turns]
-                (folder / "history.json").write_text(json.dumps(history, indent=1) + "\n")
+                write_json([turn.to_json() for turn in talk.turns], folder / "history.json")
                 typer.echo(f"saved to {folder}")
             elif command.startswith("/") and command != "/findings":
                 typer.echo(f"Unknown command {command}; /help lists them.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -39,12 +39,25 @@ def evidence_lines(answer: Answer) -> list[str]:
 
 
 def save_answer(scan: Scan, answer: Answer, folder: Path) -> None:
-    """answer.json, mask.nii.gz with labels.json, overlay.png."""
+    """answer.json, mask.nii.gz with labels.json, overlay.png. Raises ConfigError where the folder cannot be made."""
+    from seg_backbone.errors import ConfigError
     from seg_backbone.io import write_mask
     from seg_backbone.preview import write_preview
 
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        found = error.strerror or str(error)
+        raise ConfigError(folder, "a folder to write to", found, "name another one") from None
     write_mask(scan.mask, folder / "mask.nii.gz")
-    (folder / "labels.json").write_text(json.dumps(scan.mask.labels, indent=1) + "\n")
+    write_json(scan.mask.labels, folder / "labels.json")
     write_preview(scan.volume, scan.mask, scan.instances, folder / "overlay.png")
-    (folder / "answer.json").write_text(json.dumps(answer.to_json(), indent=1) + "\n")
+    write_json(answer.to_json(), folder / "answer.json")
+
+
+def write_json(data: Any, path: Path) -> None:
+    """Indented JSON, written whole or not at all."""
+    from seg_backbone.io import replacing
+
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")

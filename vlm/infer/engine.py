@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from seg_backbone.errors import CheckpointError
+from seg_backbone.errors import CheckpointError, QuestionError
 from seg_backbone.io import read_mask
 from seg_backbone.lesions import Instances, find_instances
 from seg_backbone.predict import Segmentation, Segmenter, as_volume
@@ -26,6 +26,7 @@ from vlm.scene import Scene, build_scene
 from vlm.schema import Answer, Question, check_type
 
 SHIPPED = Path(__file__).parents[1] / "weights"
+LONGEST_TEXT = 8000  # characters of a question and its options; one of 20000 takes minutes on a CPU
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,10 +55,7 @@ class Engine:
     @staticmethod
     def load(name: str | Path = "default", device: str = "auto") -> Engine:
         """Load a model that ships by name, or a folder that `vlm train instruction` wrote. Raises CheckpointError."""
-        folder = Path(name) if (Path(name) / CONFIG).is_file() else SHIPPED / str(name)
-        if not (folder / CONFIG).is_file():
-            names = sorted(p.parent.name for p in SHIPPED.glob(f"*/{CONFIG}"))
-            raise CheckpointError(name, f"a model folder with {CONFIG}", "none", f"models that ship: {names}")
+        folder = find_vlm(name)
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         model = VisionLanguageModel.load(folder, device)
@@ -68,20 +66,20 @@ class Engine:
     def open(
         self,
         scan: str | Path | Volume | tuple[np.ndarray, np.ndarray],
-        mask: str | Path | None = None,
+        mask: str | Path | Mask | None = None,
         labels: dict[str, int] | None = None,
         modality: str | None = None,
         fast: bool = False,
         progress: Callable[[int, int], None] | None = None,
     ) -> Scan:
-        """Segment and encode a scan once. mask: answer from this label map instead; labels: its class name -> id.
+        """Segment and encode a scan once. mask: answer from this label map instead; labels: class name -> id of a file.
 
         Raises ScanError, GridError for a mask on another grid, LabelError for ids without a name.
         """
         volume = as_volume(scan, modality)
         given = None
         if mask is not None:
-            given = read_mask(mask, labels or self.segmenter.plan.labels)
+            given = mask if isinstance(mask, Mask) else read_mask(mask, labels or self.segmenter.plan.labels)
             require_same_grid(volume, given)
         stages = self.encoder.shared_stages
         # with a given mask the network only serves the visual tokens
@@ -100,7 +98,8 @@ class Engine:
     ) -> Answer:
         """One answer with evidence. type: one of vlm.schema.TYPES, or None for the model to decide.
 
-        Raises QuestionError for an unknown type. Everything else that cannot be answered is an abstention.
+        Raises QuestionError for an unknown type or a text above LONGEST_TEXT characters. Everything else that cannot
+        be answered is an abstention.
         """
         if isinstance(question, str):
             check_type(type, "question")
@@ -109,6 +108,10 @@ class Engine:
 
     def reply(self, scan: Scan, question: Question, focus: Focus | None = None) -> tuple[Answer, Reading]:
         """The answer and how the question was read. focus: what a conversation knows about the question already."""
+        length = len(question.question) + sum(map(len, question.options))
+        if length > LONGEST_TEXT:
+            found = f"{length} characters"
+            raise QuestionError("question", f"at most {LONGEST_TEXT} characters with its options", found, "shorten it")
         started = time.perf_counter()
         reading, off_topic = self.model.interpret(scan.scene, scan.opened, question, focus)
         kind = question.type if question.type not in (None, "open") else FACTS[reading.fact].kind
@@ -124,6 +127,15 @@ class Engine:
     def stream(self, scan: Scan, question: str | Question) -> Iterator[str | Answer]:
         """The words of the answer's text one by one, then the Answer itself."""
         yield from spoken(self.ask(scan, question))
+
+
+def find_vlm(name: str | Path) -> Path:
+    """The folder of a vision-language model: as given, or of one that ships. Raises CheckpointError."""
+    folder = Path(name) if (Path(name) / CONFIG).is_file() else SHIPPED / str(name)
+    if not (folder / CONFIG).is_file():
+        names = sorted(p.parent.name for p in SHIPPED.glob(f"*/{CONFIG}"))
+        raise CheckpointError(name, f"a model folder with {CONFIG}", "none", f"models that ship: {names}")
+    return folder
 
 
 def spoken(answer: Answer) -> Iterator[str | Answer]:
