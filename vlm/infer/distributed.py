@@ -66,7 +66,11 @@ def answer_on_ray(
     started = not ray.is_initialized()
     if started:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing about the scans' site leaves it
-        ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+        try:
+            ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+        except (OSError, RuntimeError, ValueError) as error:
+            found = " ".join(str(error).split())
+            raise ConfigError("--engine ray", "a Ray cluster", found, "check RAY_ADDRESS or `ray status`") from None
     logger = logging.getLogger("ray.data")
     level = logger.level
     logger.setLevel(logging.CRITICAL)  # a lost scan is told by its answers
@@ -84,8 +88,7 @@ def answer_on_ray(
                 fn_constructor_args=(load.absolute(), files.absolute(), int(resources["num_cpus"])),
                 batch_size=None,
                 compute=ray.data.ActorPoolStrategy(size=min(workers, len(rows)), max_tasks_in_flight_per_actor=1),
-                max_restarts=-1,
-                max_task_retries=RETRIES,
+                ray_remote_args_fn=lambda: {"max_restarts": -1, "max_task_retries": RETRIES},
                 **resources,
             )
             for row in dataset.iter_rows():
