@@ -82,7 +82,7 @@ class Loader:
 
     def identity(self) -> dict[str, Any]:
         """What its answers depend on, for a manifest; loads nothing. Raises CheckpointError."""
-        return {"model": f"{DEFAULT_LLM} (no image)"} if self.blind else model_identity(self.model)
+        return {"name": f"{DEFAULT_LLM} (no image)"} if self.blind else model_identity(self.model)
 
 
 @dataclass(frozen=True)

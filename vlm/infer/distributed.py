@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import pickle
+import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -66,6 +67,7 @@ def answer_on_ray(
     started = not ray.is_initialized()
     if started:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing about the scans' site leaves it
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         try:
             ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
         except (OSError, RuntimeError, ValueError) as error:
@@ -74,7 +76,9 @@ def answer_on_ray(
     logger = logging.getLogger("ray.data")
     level = logger.level
     logger.setLevel(logging.CRITICAL)  # a lost scan is told by its answers
-    context = ray.data.DataContext.get_current().copy()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of fields that Ray copies itself
+        context = ray.data.DataContext.get_current().copy()
     context.enable_progress_bars = False
     context.target_max_block_size = 1  # a block an answer, so that each is written as it comes
     context.max_errored_blocks = -1
@@ -82,7 +86,8 @@ def answer_on_ray(
     try:
         workers, resources = share(ray.cluster_resources(), cpus, load.device)
         rows = [{"scan": pickle.dumps((scan.image, list(index.read(scan))))} for scan in scans]
-        with ray.data.DataContext.current(context):
+        with warnings.catch_warnings(), ray.data.DataContext.current(context):
+            warnings.simplefilter("ignore", DeprecationWarning)  # what replaces ray_remote_args_fn is not there yet
             dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
                 Worker,
                 fn_constructor_args=(load.absolute(), files.absolute(), int(resources["num_cpus"])),

@@ -101,7 +101,7 @@ def model_identity(name: str | Path) -> dict[str, Any]:
     for part in (config.llm, str(config.encoder_options.get("weights", ""))):
         files += sorted(Path(part).glob("*")) if part and Path(part).is_dir() else []
     weights = hashlib.sha256("".join(_sha256(file) for file in files if file.is_file()).encode()).hexdigest()
-    return {"model": config.name, "llm": config.llm, "encoder": config.encoder, "weights_sha256": weights}
+    return {"name": config.name, "llm": config.llm, "encoder": config.encoder, "weights_sha256": weights}
 
 
 def machine() -> dict[str, Any]:
