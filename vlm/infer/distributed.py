@@ -76,31 +76,17 @@ def answer_on_ray(
     logger = logging.getLogger("ray.data")
     level = logger.level
     logger.setLevel(logging.CRITICAL)  # a lost scan is told by its answers
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of fields that Ray copies itself
-        context = ray.data.DataContext.get_current().copy()
-    context.enable_progress_bars = False
-    context.target_max_block_size = 1  # a block an answer, so that each is written as it comes
-    context.max_errored_blocks = -1
     seen: set[str] = set()
     try:
         workers, resources = share(ray.cluster_resources(), cpus, load.device)
         rows = [{"scan": pickle.dumps((scan.image, list(index.read(scan))))} for scan in scans]
-        with warnings.catch_warnings(), ray.data.DataContext.current(context):
-            warnings.simplefilter("ignore", DeprecationWarning)  # what replaces ray_remote_args_fn is not there yet
-            dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
-                Worker,
-                fn_constructor_args=(load.absolute(), files.absolute(), int(resources["num_cpus"])),
-                batch_size=None,
-                compute=ray.data.ActorPoolStrategy(size=min(workers, len(rows)), max_tasks_in_flight_per_actor=1),
-                ray_remote_args_fn=lambda: {"max_restarts": -1, "max_task_retries": RETRIES},
-                **resources,
-            )
-            for row in dataset.iter_rows():
-                answer = pickle.loads(row["answer"])
-                if answer.id not in seen:
-                    seen.add(answer.id)
-                    yield answer
+        each = (load.absolute(), files.absolute(), int(resources["num_cpus"]))
+        dataset = _dataset(ray, rows, each, min(workers, len(rows)), resources)
+        for row in dataset.iter_rows():
+            answer = pickle.loads(row["answer"])
+            if answer.id not in seen:
+                seen.add(answer.id)
+                yield answer
     except ray.exceptions.RayError as error:
         found = str(error).strip().splitlines()[-1]
         todo = "check model and installation on every machine of the cluster"
@@ -112,6 +98,26 @@ def answer_on_ray(
     for scan in scans:
         for question in index.read(scan.without(seen)):
             yield unscored(question, LOST)
+
+
+def _dataset(ray: Any, rows: list[dict[str, bytes]], each: tuple[Any, ...], workers: int, resources: dict) -> Any:
+    """The answers to `rows`, one scan each, by so many workers; nothing runs before they are asked for."""
+    with warnings.catch_warnings():
+        # of fields that Ray copies itself, and of `ray_remote_args_fn`, which nothing replaces yet
+        warnings.simplefilter("ignore", DeprecationWarning)
+        context = ray.data.DataContext.get_current().copy()
+        context.enable_progress_bars = False
+        context.target_max_block_size = 1  # a block an answer, so that each is written as it comes
+        context.max_errored_blocks = -1
+        with ray.data.DataContext.current(context):
+            return ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
+                Worker,
+                fn_constructor_args=each,
+                batch_size=None,
+                compute=ray.data.ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=1),
+                ray_remote_args_fn=lambda: {"max_restarts": -1, "max_task_retries": RETRIES},
+                **resources,
+            )
 
 
 def share(cluster: dict[str, float], cpus: int, device: str) -> tuple[int, dict[str, Any]]:
