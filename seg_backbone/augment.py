@@ -26,6 +26,10 @@ class Augmentation:
     the tumour teaches no position; shift_mm: how far the window is moved off the voxel it is centred on;
     intensity: spread of the random gain and offset, and of the bend of MR contrast; noise: largest standard deviation
     of added Gaussian noise; centred: chance that the window is placed on a class (see draw_window).
+
+    Chances of what nnU-Net does besides, 0 unless asked for (Isensee et al. 2021, supplement: 0.2, 0.25, 0.15, 0.3):
+    blur: Gaussian of 0.5 to 1 voxel; low_resolution: shrunk by up to 2 and enlarged again; contrast: values spread
+    about their mean by 0.75 to 1.25; gamma: values to a power of 0.7 to 1.5. bias_field: the slow shading of MR alone.
     """
 
     rotate_deg: float = 15.0
@@ -36,6 +40,11 @@ class Augmentation:
     intensity: float = 0.1
     noise: float = 0.08
     centred: float = 0.75
+    blur: float = 0.0
+    low_resolution: float = 0.0
+    contrast: float = 0.0
+    gamma: float = 0.0
+    bias_field: float = 0.0
 
 
 def draw_window(
@@ -65,12 +74,14 @@ def draw_window(
     offsets = [torch.arange(n, dtype=torch.float32) - (n - 1) / 2 for n in patch]
     grid = torch.stack(torch.meshgrid(*offsets, indexing="ij"), dim=-1) @ torch.from_numpy(matrix.T.astype(np.float32))
     grid = grid + torch.from_numpy(centre.astype(np.float32))
+    box = _around(grid, case.codes.shape)  # of a large scan only what the window sees is read
+    size = torch.tensor([part.stop - part.start for part in box])
     # grid_sample wants (last axis first), scaled so that -1 and 1 are the outer faces
-    unit = ((2 * grid + 1) / torch.from_numpy(shape.astype(np.float32)) - 1).flip(-1)[None]
+    unit = ((2 * (grid - torch.tensor([part.start for part in box])) + 1) / size - 1).flip(-1)[None]
 
-    image = torch.from_numpy(case.image.astype(np.float32))[None] - PAD
+    image = torch.from_numpy(case.image[(slice(None), *box)].astype(np.float32))[None] - PAD
     image = F.grid_sample(image, unit, mode="bilinear", padding_mode="zeros", align_corners=False)[0] + PAD
-    codes = torch.from_numpy(case.codes)[None, None].float()
+    codes = torch.from_numpy(case.codes[box].astype(np.float32))[None, None]
     codes = F.grid_sample(codes, unit, mode="nearest", padding_mode="zeros", align_corners=False)[0, 0].byte()
     if augmentation.crop_mm > 0:
         cut = random.uniform(0, augmentation.crop_mm, (2, 3)) * (random.random((2, 3)) < 0.5) / spacing
@@ -82,6 +93,14 @@ def draw_window(
     if flip:
         codes, table = mirror_codes(codes, plan), mirror_table(table, plan)
     return _contrast(image, case.files.modality, augmentation, random), codes, table
+
+
+def _around(grid: torch.Tensor, shape: tuple[int, ...]) -> tuple[slice, ...]:
+    """The part of an array of that shape that interpolation at the points of `grid` (..., 3) needs; never empty."""
+    low = grid.reshape(-1, 3).amin(0).floor().int().tolist()
+    high = grid.reshape(-1, 3).amax(0).ceil().int().tolist()
+    starts = [min(max(a - 1, 0), n - 1) for a, n in zip(low, shape, strict=True)]
+    return tuple(slice(s, max(min(b + 2, n), s + 1)) for s, b, n in zip(starts, high, shape, strict=True))
 
 
 def mirror_codes(codes: torch.Tensor, plan: Plan) -> torch.Tensor:
@@ -113,10 +132,38 @@ def _contrast(
         first = first + torch.from_numpy(random.standard_normal(first.shape, dtype=np.float32)) * random.uniform(
             0, augmentation.noise
         )
+    first = _degrade(first, modality, augmentation, random)
     if modality == "MR":
         image = torch.cat([first, torch.full_like(image[1:], MR_FLAG)])
         return image.clamp(PAD, MR_FLAG)
     return first.clamp(-1.0, 1.0)
+
+
+def _degrade(
+    image: torch.Tensor, modality: str, augmentation: Augmentation, random: np.random.Generator
+) -> torch.Tensor:
+    """Blur, low resolution, contrast, gamma and bias field, by MONAI, on values from PAD upwards."""
+    chances = (augmentation.blur, augmentation.low_resolution, augmentation.contrast, augmentation.gamma)
+    if not any((*chances, augmentation.bias_field)):
+        return image
+    from monai import transforms
+
+    drawn = random.random(5) < (*chances, augmentation.bias_field if modality == "MR" else 0.0)
+    state = np.random.RandomState(random.integers(2**32))
+    blur, low_resolution, contrast, gamma, bias_field = drawn.tolist()
+    image = image - PAD
+    if blur:
+        image = transforms.GaussianSmooth(random.uniform(0.5, 1.0))(image)
+    if low_resolution:
+        shrink = transforms.RandSimulateLowResolution(prob=1.0, zoom_range=(0.5, 1.0))
+        image = shrink.set_random_state(state=state)(image)
+    if contrast:
+        image = transforms.ScaleIntensityFixedMean(random.uniform(0.75, 1.25) - 1, preserve_range=True)(image)
+    if gamma:
+        image = transforms.AdjustContrast(float(np.exp(random.uniform(*np.log((0.7, 1.5))))))(image)
+    if bias_field:
+        image = transforms.RandBiasField(prob=1.0).set_random_state(state=state)(image)
+    return torch.as_tensor(image).as_subclass(torch.Tensor) + PAD
 
 
 def _rotation(angles: np.ndarray) -> np.ndarray:

@@ -201,3 +201,61 @@ def test_the_generator_decides():
     first, again, other = (draw_window(case, PLAN, Augmentation(), np.random.default_rng(s)) for s in (5, 5, 6))
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
     assert not torch.equal(first[0], other[0])
+
+
+def test_only_what_a_window_sees_is_read():
+    class Watched(np.ndarray):
+        """An array that remembers the largest part that was taken of it."""
+
+        most = 0
+
+        def __getitem__(self, place):
+            part = super().__getitem__(place)
+            Watched.most = max(Watched.most, part.size)
+            return part
+
+    case = a_case(shape=(60, 60, 60), voxels=[(1, (30, 30, 30))])
+    watched = replace(case, image=case.image.view(Watched), codes=case.codes.view(Watched))
+    for seed in range(20):
+        augmentation = Augmentation(centred=seed % 2)
+        ours = draw_window(watched, PLAN, augmentation, np.random.default_rng(seed))
+        theirs = draw_window(case, PLAN, augmentation, np.random.default_rng(seed))
+        assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+    assert 0 < Watched.most < case.image.size / 4
+
+
+@pytest.mark.parametrize("shape", [(14, 12, 13), (5, 30, 8), (2, 2, 2)])
+def test_the_part_read_makes_no_difference(shape, monkeypatch):
+    case = a_case(shape=shape, voxels=[(1, (1, 1, 1))])
+    wide = Augmentation(rotate_deg=180, scale=(0.4, 2.0), centred=0.5)
+    ours = [draw_window(case, PLAN, wide, np.random.default_rng(seed)) for seed in range(20)]
+    monkeypatch.setattr("seg_backbone.augment._around", lambda grid, shape: tuple(slice(0, n) for n in shape))
+    for seed, (image, codes, _) in enumerate(ours):
+        whole, whole_codes, _ = draw_window(case, PLAN, wide, np.random.default_rng(seed))
+        torch.testing.assert_close(image, whole, atol=1e-4, rtol=0)
+        assert (codes != whole_codes).float().mean() < 1e-3  # a voxel at the edge of two
+
+
+@pytest.mark.parametrize("name", ["blur", "low_resolution", "contrast", "gamma", "bias_field"])
+def test_each_kind_of_degradation_changes_the_image_alone(name):
+    case = a_case("MR")
+    plain = draw_window(case, PLAN, OFF, np.random.default_rng(3))
+    changed = draw_window(case, PLAN, replace(OFF, **{name: 1.0}), np.random.default_rng(3))
+    again = draw_window(case, PLAN, replace(OFF, **{name: 1.0}), np.random.default_rng(3))
+    assert type(changed[0]) is torch.Tensor
+    assert torch.equal(changed[0], again[0])
+    assert (changed[0][0] - plain[0][0]).abs().max() > 0.01
+    assert (changed[0][1] == MR_FLAG).all()
+    assert torch.equal(changed[1], plain[1])
+    assert changed[0].isfinite().all()
+    assert PAD <= changed[0].min() <= changed[0].max() <= MR_FLAG
+    if name in ("blur", "low_resolution"):  # what they do is smoothing
+        assert changed[0][0].std() < plain[0][0].std()
+
+
+def test_the_field_of_mr_stays_away_from_ct():
+    case = a_case("CT")
+    plain = draw_window(case, PLAN, OFF, np.random.default_rng(3))
+    torch.testing.assert_close(
+        draw_window(case, PLAN, replace(OFF, bias_field=1.0), np.random.default_rng(3))[0], plain[0]
+    )
