@@ -156,13 +156,16 @@ def _degrade(
         image = transforms.GaussianSmooth(random.uniform(0.5, 1.0))(image)
     if low_resolution:
         shrink = transforms.RandSimulateLowResolution(prob=1.0, zoom_range=(0.5, 1.0))
-        image = shrink.set_random_state(state=state)(image)
+        shrink.set_random_state(state=state)
+        image = shrink(image)
     if contrast:
         image = transforms.ScaleIntensityFixedMean(random.uniform(0.75, 1.25) - 1, preserve_range=True)(image)
     if gamma:
         image = transforms.AdjustContrast(float(np.exp(random.uniform(*np.log((0.7, 1.5))))))(image)
     if bias_field:
-        image = transforms.RandBiasField(prob=1.0).set_random_state(state=state)(image)
+        shade = transforms.RandBiasField(prob=1.0)
+        shade.set_random_state(state=state)
+        image = shade(image)
     return torch.as_tensor(image).as_subclass(torch.Tensor) + PAD
 
 

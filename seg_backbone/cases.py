@@ -13,7 +13,7 @@ Labels that stand for several classes (regions, ignore labels: see labels.read_l
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,8 @@ from seg_backbone.plan import Plan
 from seg_backbone.preprocess import preprocess
 from seg_backbone.resample import resample_labels
 from seg_backbone.volume import Mask, require_same_grid
+
+FOLDS = 5  # nnU-Net's number
 
 
 @dataclass(frozen=True)
@@ -213,18 +215,41 @@ def encoding(files: CaseFiles, entry: DatasetEntry, plan: Plan) -> tuple[dict[in
     return code_of, table
 
 
-def read_split(path: str | Path) -> dict[str, list[str]]:
-    """Read a split file: {"validation": [patients], ...}. Every patient not listed trains. Raises ConfigError."""
+def read_split(path: str | Path, fold: int = 0) -> dict[str, list[str]]:
+    """Read a split file: {"validation": [patients], ...}. Every patient not listed trains. Raises ConfigError.
+
+    nnU-Net's splits_final.json, a list of {"train": [cases], "val": [cases]}, is read too: `fold` says which of them,
+    and only the cases under "training" train.
+    """
     try:
-        return {str(name): list(patients) for name, patients in json.loads(Path(path).read_text())["patients"].items()}
+        data = json.loads(Path(path).read_text(encoding="utf-8"))
+        if isinstance(data, dict) and fold == 0:
+            return {str(name): list(patients) for name, patients in data["patients"].items()}
+        if isinstance(data, list) and fold < len(data):
+            return {"training": list(data[fold]["train"]), "validation": list(data[fold]["val"])}
+        found = f"{len(data)} folds" if isinstance(data, list) else "one split"
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(path, "a split file with `patients`", str(error), "see configs/split.json") from None
+    raise ConfigError(path, f"a split file with fold {fold}, counted from 0", found, "set `fold` to one of them")
+
+
+def fold_split(cases: list[CaseFiles], fold: int) -> dict[str, list[str]]:
+    """The split of patients without a file: FOLDS parts drawn with a fixed seed, of which number `fold` validates.
+
+    Raises ConfigError for a fold that is not there; a single patient trains and nothing validates.
+    """
+    patients = sorted({case.patient for case in cases})
+    folds = min(FOLDS, len(patients))
+    if fold >= max(folds, 1):
+        raise ConfigError("fold", f"a fold below {folds} for {len(patients)} patients", f"{fold}", "lower it")
+    mixed = np.random.default_rng(0).permutation(patients).tolist()
+    return {"validation": sorted(mixed[fold::folds]) if folds > 1 else []}
 
 
 def split_cases(cases: list[CaseFiles], split: dict[str, list[str]], part: str) -> list[CaseFiles]:
-    """The cases whose patient is in `part`; part "training" means those in no other part."""
-    held = {patient for patients in split.values() for patient in patients}
-    keep: Callable[[CaseFiles], bool] = (
-        (lambda c: c.patient not in held) if part == "training" else (lambda c: c.patient in split.get(part, []))
-    )
-    return [case for case in cases if keep(case)]
+    """The cases whose patient (or own name) is in `part`; "training" where not listed: those in no other part."""
+    if part == "training" and part not in split:
+        held = {patient for patients in split.values() for patient in patients}
+        return [case for case in cases if case.patient not in held]
+    listed = set(split.get(part, []))
+    return [case for case in cases if {case.patient, case.case} & listed]

@@ -1,6 +1,8 @@
 """Training a segmentation model. `loop.train_segmentation` reads top to bottom; each other file is one of its parts.
 
 config      what a training file may say
+data        cases of the datasets, split, and the sources that draw from them
+cache       preprocessed cases on disk
 samples     where windows come from: sources, mixed into batches, drawn in the background
 objective   what a batch costs: terms, each a function of one `Step`
 model       the network, the extra heads that learn with it, and their running average

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
@@ -13,44 +13,102 @@ from seg_backbone.cases import DatasetEntry
 from seg_backbone.errors import ConfigError
 from seg_backbone.plan import Plan
 
+CHOICES = {
+    "sampling": ("cases", "annotations"),
+    "optimizer": ("adamw", "sgd"),
+    "schedule": ("cosine", "poly"),
+    "precision": ("auto", "fp32", "bf16", "fp16"),
+    "device": ("auto", "cpu", "cuda"),
+}
+INFINITE = float("inf")
+LIMITS = {
+    "accumulate": (1, INFINITE),
+    "warmup": (0, INFINITE),
+    "validate_every": (1, INFINITE),
+    "validation_cases": (0, INFINITE),
+    "threads": (1, INFINITE),
+    "learning_rate": (0, INFINITE),
+    "focal": (0, INFINITE),
+    "fold": (0, INFINITE),
+    "ema": (0, 1),
+    "momentum": (0, 1),
+}
+
+
+@dataclass(frozen=True)
+class Member:
+    """One network of an ensemble. fold, seed: instead of the configuration's; seed: by default its number added."""
+
+    fold: int | None = None
+    seed: int | None = None
+
 
 @dataclass(frozen=True)
 class SegmentationConfig:
     """What `vlm train segmentation --config FILE` reads. Paths are relative to the working directory.
 
-    data: folder of nnU-Net raw datasets. output: run folder (checkpoint, log). datasets: see DatasetEntry.
-    start: model folder whose weights to begin from. steps x batch windows are drawn; AdamW with a linear warm-up and a
-    cosine to zero over schedule_steps (default: steps); ema: decay of the averaged weights, which are the ones
-    validated and saved. class_weight: class -> weight of its voxels in the cross entropy, 1 for those not named.
-    focal: exponent of the focal loss, 0 for plain cross entropy.
-    validation_cases: at most this many a dataset meanwhile.
+    Data. data: folder of nnU-Net raw datasets. output: run folder. datasets: see DatasetEntry. split: a file of
+    patients (configs/split.json) or nnU-Net's splits_final.json, of which `fold` validates; without one each dataset's
+    own splits_final.json, or else five folds of its patients. sampling: "cases" (every case of a dataset as often as
+    the others) or "annotations" (every set of annotated classes as often as the others).
+
+    Steps. start: model folder whose weights to begin from. One step sees `batch` windows times `accumulate` times the
+    processes. optimizer: "adamw" or "sgd" (Nesterov, `momentum`); schedule: "cosine" or "poly", after a linear warm-up,
+    to zero over schedule_steps (default: steps). clip: the largest norm of the gradient. ema: decay of the averaged
+    weights, which are the ones validated and saved; 0 for none. precision: "auto" (bf16 on a GPU that has it, else
+    fp32), "fp32", "bf16" or "fp16". device: "auto", "cpu" or "cuda".
+
+    Loss. class_weight: class -> weight of its voxels in the cross entropy, 1 for those not named. focal: exponent of
+    the focal loss, 0 for plain cross entropy.
+
+    Watching. validation_cases: at most this many a dataset meanwhile. tensorboard: also write events for it.
+    threads: of torch on a CPU. workers: processes that draw windows (default: none on a CPU, up to 8 on a GPU).
+    members: an ensemble, each trained in turn with its own fold and seed; see Member.
     """
 
     data: Path
     output: Path
-    split: Path
     plan: Plan
     datasets: tuple[DatasetEntry, ...]
+    split: Path | None = None
+    fold: int = 0
+    sampling: Literal["cases", "annotations"] = "cases"
     augmentation: Augmentation = field(default_factory=Augmentation)
     start: Path | None = None
     steps: int = 5000
     schedule_steps: int | None = None
     batch: int = 2
+    accumulate: int = 1
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    schedule: Literal["cosine", "poly"] = "cosine"
     learning_rate: float = 1e-3
     weight_decay: float = 1e-4
+    momentum: float = 0.99
     warmup: int = 100
+    clip: float = 5.0
+    ema: float = 0.998
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
     class_weight: dict[str, float] = field(default_factory=dict)
     focal: float = 0.0
-    ema: float = 0.998
     validate_every: int = 1000
     validation_cases: int = 6
     checkpoint_minutes: float = 3.0
+    tensorboard: bool = False
     seed: int = 0
     threads: int = 2
+    workers: int | None = None
+    members: tuple[Member, ...] = ()
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.batch < 1 or not self.datasets:
             raise ConfigError("configuration", "steps, batch and datasets", "none of one of them", "add it")
+        for name, allowed in CHOICES.items():
+            if (value := getattr(self, name)) not in allowed:
+                raise ConfigError(name, f"one of {', '.join(allowed)}", repr(value), "choose one of them")
+        for name, (least, most) in LIMITS.items():
+            if not least <= (value := getattr(self, name)) <= most:
+                raise ConfigError(name, f"a value from {least:g} to {most:g}", f"{value}", "correct it")
 
     @staticmethod
     def read(path: str | Path, **changes: Any) -> SegmentationConfig:
@@ -65,7 +123,8 @@ class SegmentationConfig:
                 DatasetEntry(**(entry | {"absent": tuple(entry.get("absent", ()))})) for entry in data["datasets"]
             )
             data["augmentation"] = Augmentation(**data.get("augmentation", {}))
-            for key in ("data", "output", "split", *(["start"] if data.get("start") else [])):
+            data["members"] = tuple(Member(**member) for member in data.get("members", ()))
+            for key in ("data", "output", *(key for key in ("split", "start") if data.get(key))):
                 data[key] = Path(data[key])
             return SegmentationConfig(**data)
         except (OSError, TypeError, KeyError, AttributeError, AssertionError, UnicodeError, yaml.YAMLError) as error:

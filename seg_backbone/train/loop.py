@@ -1,131 +1,188 @@
 """Training a segmentation model: data, model, loop, validation, checkpoint. Reads top to bottom.
 
 The same seed gives the same windows whatever happened in between: batch n draws from a generator seeded by (seed, n),
-so a resumed run sees what an uninterrupted one would have seen.
+so a resumed run sees what an uninterrupted one would have seen. Step s of P processes that each gather A batches takes
+the batches from s x A x P on, so that P processes see what one would that gathers A x P.
 """
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.state import AcceleratorState
+from accelerate.utils import gather_object
 
-from seg_backbone.cases import TrainingCase, list_cases, load_case, read_split, split_cases
+from seg_backbone.cases import TrainingCase
 from seg_backbone.checkpoint import save_model
 from seg_backbone.errors import ConfigError
 from seg_backbone.plan import Plan
 from seg_backbone.train.config import SegmentationConfig
+from seg_backbone.train.data import Progress, annotated, build_sources, read_cases
 from seg_backbone.train.log import Log
 from seg_backbone.train.model import build_model, running_average
 from seg_backbone.train.objective import Step, build_terms, total
-from seg_backbone.train.optimise import build_optimizer, build_schedule
-from seg_backbone.train.samples import Batches, LabelledCases, Source, ahead
-from seg_backbone.train.state import load_state, save_state
-from seg_backbone.train.validation import validate
+from seg_backbone.train.optimise import build_optimizer, build_schedule, is_out_of_memory, out_of_memory
+from seg_backbone.train.samples import Batches, ahead, layout
+from seg_backbone.train.state import Best, load_state, save_state
+from seg_backbone.train.validation import means, score
 
 LOG_EVERY = 50
-MOST_GRADIENT = 5.0  # norm to which the gradient is clipped
-
-Progress = Callable[[str, int, int], None]
+Report = Callable[[dict[str, Any]], None]
 
 
 def train_segmentation(
     config: SegmentationConfig,
     resume: bool = False,
-    report: Callable[[dict[str, Any]], None] | None = None,
+    report: Report | None = None,
     progress: Progress | None = None,
 ) -> Path:
     """Train and save a model folder under `config.output`/model. Returns that folder.
 
-    resume: go on from `config.output`/checkpoint.pt where there is one. report(row) receives every log row, which also
-    goes to log.jsonl. progress(stage, done, total) is for a progress bar. Raises ConfigError for data that is missing.
+    Beside it: `best`, the model of the highest mean validation Dice; checkpoint.pt; log.jsonl; `cases`, the scans as
+    preprocessed. The members of an ensemble are trained one after the other, each in a folder of its own.
+
+    resume: go on from the checkpoints where there are any. report(row) receives every log row. progress(stage, done,
+    total) is for a progress bar. Raises ConfigError for data that is missing, and for a lack of memory.
     """
+    cache = config.output / "cases"
+    if not config.members:
+        return _train(config, cache, resume, report, progress)
+    folders = []
+    for number, member in enumerate(config.members):
+        alone = replace(
+            config,
+            members=(),
+            output=config.output / f"member_{number}",
+            fold=config.fold if member.fold is None else member.fold,
+            seed=config.seed + number if member.seed is None else member.seed,
+        )
+        name = f"member {number}"
+        tell = (lambda row, name=name: report({"member": name} | row)) if report else None
+        show = (lambda stage, done, of, name=name: progress(f"{name}: {stage}", done, of)) if progress else None
+        folders.append(_train(alone, cache, resume, tell, show))
+    return folders[0]
+
+
+def _train(
+    config: SegmentationConfig, cache: Path, resume: bool, report: Report | None, progress: Progress | None
+) -> Path:
     torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
+    machine = start_machine(config)
     config.output.mkdir(parents=True, exist_ok=True)
 
-    training, validation = read_cases(config, progress)
+    with machine.main_process_first():  # the first one fills the cache, the others read it
+        training, validation = read_cases(config, cache, progress if machine.is_main_process else None)
     plan = config.plan.with_(trained_on=annotated(training, config.plan))
     batches = Batches(build_sources(config, training), config.batch, config.seed)
     terms = build_terms(config)
 
-    model = build_model(config)
-    average = running_average(model, config.ema)
+    model = build_model(config).to(machine.device, memory_format=layout(machine.device))
+    average = running_average(model, config.ema) if config.ema else None
+    saved_network = average.module.network if average else model.network
     optimizer = build_optimizer(model, config)
     schedule = build_schedule(optimizer, config)
-    parts = {"model": model, "average": average, "optimizer": optimizer, "schedule": schedule}
+    best = Best()
+    parts = {"model": model, "optimizer": optimizer, "schedule": schedule, "best": best}
+    parts |= {"average": average} if average else {}
+    parts |= {"scaler": machine.scaler} if machine.scaler else {}
     checkpoint = config.output / "checkpoint.pt"
     first = load_state(checkpoint, parts) if resume else 0
+    trained, stepper = machine.prepare(model, optimizer)
 
-    saved = asked = time.monotonic()
-    with Log(config.output, report) as log:
-        for done, batch in enumerate(ahead(batches, range(first, config.steps)), start=first + 1):
-            waited = time.monotonic() - asked
-            model.train()
-            batch = batch.to(torch.device("cpu"))
-            loss, values = total(terms, Step(done - 1, model, average.module, batch, model(batch.image)))
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), MOST_GRADIENT)
-            optimizer.step()
+    each = config.accumulate * machine.num_processes
+    numbers = range(first * each + machine.process_index, config.steps * each, machine.num_processes)
+    coming = ahead(batches, numbers, workers_of(config, machine))
+    saved = time.monotonic()
+    with Log(config.output, first, config.steps, report, config.tensorboard, machine.is_main_process) as log:
+        for step in range(first, config.steps):
+            torch.manual_seed(config.seed + step * each + machine.process_index)  # dropout, if any
+            waited = 0.0
+            trained.train()
+            try:
+                for part in range(1, config.accumulate + 1):
+                    asked = time.monotonic()
+                    batch = next(coming).to(machine.device)
+                    waited += time.monotonic() - asked
+                    with nullcontext() if part == config.accumulate else machine.no_sync(trained):
+                        output = trained(batch.image)
+                        teacher = average.module if average else model
+                        loss, values = total(terms, Step(step, trained, teacher, batch, output))
+                        machine.backward(loss / config.accumulate)
+                    log.part(values)
+                machine.clip_grad_norm_(trained.parameters(), config.clip)
+                stepper.step()
+                stepper.zero_grad(set_to_none=True)
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                raise out_of_memory(config, machine.device, machine.mixed_precision != "no") from None
             schedule.step()
-            average.update_parameters(model)
-            log.step(values, waited)
+            if average:
+                average.update_parameters(model)
+            log.step(waited)
 
+            done = step + 1
             last = done == config.steps
+            due = last or time.monotonic() - saved > 60 * config.checkpoint_minutes
+            if due or done % LOG_EVERY == 0:
+                log.require_finite()
             row: dict[str, Any] = {"step": done} | log.means() if done % LOG_EVERY == 0 or last else {}
             if done % config.validate_every == 0 or last:
-                row |= {"validation_dice": validate(average.module.network, validation, plan)}
+                row = {"step": done} | row | {"validation_dice": validate(saved_network, validation, plan, machine)}
+                dice = list(row["validation_dice"].values())
+                if dice and sum(dice) / len(dice) > best.dice:
+                    best.dice, best.step = sum(dice) / len(dice), done
+                    if machine.is_main_process:
+                        save_model(saved_network, plan, config.output / "best", half=True)
+                row |= {"best_dice": round(best.dice, 4), "best_step": best.step} if dice else {}
             if row:
                 log.write(row)
-            if progress:
+            if progress and machine.is_main_process:
                 progress("training", done, config.steps)
-            if last or time.monotonic() - saved > 60 * config.checkpoint_minutes:
+            if due and machine.is_main_process:
                 save_state(checkpoint, parts, done)
                 saved = time.monotonic()
-            asked = time.monotonic()
-    return save_model(average.module.network, plan, config.output / "model", half=True)
+    if machine.is_main_process:
+        save_model(saved_network, plan, config.output / "model", half=True)
+    machine.wait_for_everyone()
+    return config.output / "model"
 
 
-def read_cases(
-    config: SegmentationConfig, progress: Progress | None
-) -> tuple[list[list[TrainingCase]], list[TrainingCase]]:
-    """The training cases of each dataset, and the validation cases of all. Raises ConfigError where one has none."""
-    split = read_split(config.split)
-    training: list[list[TrainingCase]] = []
-    validation: list[TrainingCase] = []
-    for entry in config.datasets:
-        files = list_cases(config.data, entry.name)
-        kept = split_cases(files, split, "training")
-        held = split_cases(files, split, "validation")[: config.validation_cases]
-        loaded = []
-        with ThreadPoolExecutor(config.threads) as pool:
-            for case in pool.map(lambda f, e=entry: load_case(f, e, config.plan), kept + held):  # type: ignore[misc]
-                loaded.append(case)
-                if progress:
-                    progress(f"reading {entry.name}", len(loaded), len(kept) + len(held))
-        training.append(loaded[: len(kept)])
-        validation += loaded[len(kept) :]
-    if not all(training):
-        raise ConfigError(config.data, "training cases in every dataset", "none in one of them", "check the split")
-    return training, validation
+def start_machine(config: SegmentationConfig) -> Accelerator:
+    """The device and the processes to train on: this one, or all that `accelerate launch` started."""
+    cpu = config.device == "cpu" or not torch.cuda.is_available()
+    if config.device == "cuda" and cpu:
+        raise ConfigError("device", "a CUDA device that torch can use", "none", "set `device: auto`")
+    half = "bf16" if not cpu and torch.cuda.is_bf16_supported() else "fp32"
+    precision = half if config.precision == "auto" else config.precision
+    if cpu and precision == "fp16":
+        raise ConfigError("precision", "fp32 or bf16 on a CPU", "fp16", "change it")
+    torch.backends.cudnn.benchmark = True
+    # heads of coarser logits take part only under deep supervision
+    unused = DistributedDataParallelKwargs(find_unused_parameters=True)
+    mixed = "no" if precision == "fp32" else precision
+    AcceleratorState._reset_state()  # of an earlier training in this process, maybe at another precision
+    return Accelerator(cpu=cpu, mixed_precision=mixed, kwargs_handlers=[unused])
 
 
-def build_sources(config: SegmentationConfig, training: Sequence[Sequence[TrainingCase]]) -> list[Source]:
-    """Where the windows come from: one source a dataset."""
-    return [
-        LabelledCases(entry.weight, cases, config.plan, config.augmentation)
-        for entry, cases in zip(config.datasets, training, strict=True)
-    ]
+def workers_of(config: SegmentationConfig, machine: Accelerator) -> int:
+    """Processes that draw windows for this one."""
+    if config.workers is not None or machine.device.type == "cpu":
+        return config.workers or 0
+    return max(1, min(8, (os.cpu_count() or 1) // machine.num_processes - 1))
 
 
-def annotated(groups: Sequence[Sequence[TrainingCase]], plan: Plan) -> dict[str, tuple[str, ...]]:
-    """Modality -> classes with at least one voxel drawn in training scans of that modality."""
-    seen: dict[str, set[int]] = {}
-    for case in (case for group in groups for case in group):
-        seen.setdefault(case.files.modality, set()).update(case.drawn)
-    return {m: tuple(n for n in plan.classes if plan.labels[n] in ids) for m, ids in sorted(seen.items())}
+def validate(
+    network: torch.nn.Module, cases: Sequence[TrainingCase], plan: Plan, machine: Accelerator
+) -> dict[str, float]:
+    """Mean Dice per "MODALITY class"; every process scores its share of the cases."""
+    return means(gather_object(score(network, cases[machine.process_index :: machine.num_processes], plan)))

@@ -10,7 +10,6 @@ from torch import nn
 from seg_backbone.checkpoint import load_model
 from seg_backbone.errors import ConfigError
 from seg_backbone.nets import build_network
-from seg_backbone.plan import Plan
 from seg_backbone.train.config import SegmentationConfig
 
 
@@ -45,7 +44,7 @@ class Model(nn.Module):
 
 def build_model(config: SegmentationConfig) -> Model:
     """The model of a configuration with its start weights. Raises ConfigError where those are of another network."""
-    plan: Plan = config.plan
+    plan = config.plan
     network = build_network(plan.network, len(plan.ct_windows_hu), len(plan.classes) + 1, plan.network_options)
     if config.start:
         try:
@@ -54,7 +53,7 @@ def build_model(config: SegmentationConfig) -> Model:
             raise ConfigError(
                 config.start, "a model with the network of the plan", "another one", "change it"
             ) from None
-    return Model(network).to(memory_format=torch.channels_last_3d)
+    return Model(network)
 
 
 def running_average(model: Model, decay: float) -> torch.optim.swa_utils.AveragedModel:

@@ -19,7 +19,7 @@ from seg_backbone.train.samples import Batch
 class Step:
     """All that a term may look at. number: of the optimiser's step, from 0. output: the model's of the batch's images.
 
-    model: call it for another forward pass. average: the running average of it (a teacher).
+    model: call it for another forward pass. average: the running average of it, for a teacher; itself without one.
     """
 
     number: int

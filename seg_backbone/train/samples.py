@@ -13,9 +13,11 @@ from typing import Protocol
 
 import numpy as np
 import torch
+from torch.utils.data import DataLoader
 
 from seg_backbone.augment import Augmentation, draw_window
 from seg_backbone.cases import TrainingCase
+from seg_backbone.errors import ConfigError
 from seg_backbone.plan import Plan
 
 
@@ -46,10 +48,15 @@ class Batch:
     targets: dict[str, torch.Tensor]
 
     def to(self, device: torch.device) -> Batch:
-        """On another device, the image in the memory layout of the network."""
-        image = self.image.to(device, memory_format=torch.channels_last_3d, non_blocking=True)
+        """On another device, the image in the memory layout of the network there."""
+        image = self.image.to(device, memory_format=layout(device), non_blocking=True)
         targets = {name: value.to(device) for name, value in self.targets.items()}
         return Batch(image, self.codes.to(device), self.tables.to(device), self.cases, targets)
+
+
+def layout(device: torch.device) -> torch.memory_format:
+    """The memory layout of images and weights: channels last is faster on a CPU."""
+    return torch.channels_last_3d if device.type == "cpu" else torch.contiguous_format
 
 
 class Source(Protocol):
@@ -108,8 +115,27 @@ def stack(samples: Sequence[Sample]) -> Batch:
     )
 
 
-def ahead(batches: Batches, numbers: range) -> Iterator[Batch]:
-    """The batches of those numbers in their order; the next one is drawn while the caller works on the last."""
+def ahead(batches: Batches, numbers: range, workers: int = 0) -> Iterator[Batch]:
+    """The batches of those numbers in their order, drawn while the caller works on earlier ones.
+
+    workers: processes that draw; with 0 a thread of this process draws one batch ahead. What comes out is the same.
+    Raises ConfigError where a worker died, as the system ends them when memory runs out.
+    """
+    if workers == 0:
+        yield from _ahead_in_a_thread(batches, numbers)
+        return
+    loader = DataLoader(batches, batch_size=None, sampler=numbers, num_workers=workers, prefetch_factor=4)
+    try:
+        yield from loader
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        fewer = max(1, workers // 2)
+        found = f"{workers} workers, one of which died; most often memory ran out"
+        raise ConfigError("workers", "workers that live", found, f"set `workers: {fewer}`") from None
+
+
+def _ahead_in_a_thread(batches: Batches, numbers: range) -> Iterator[Batch]:
     with ThreadPoolExecutor(1) as drawer:
         coming = [drawer.submit(batches.__getitem__, number) for number in numbers[:1]]
         for number in numbers:

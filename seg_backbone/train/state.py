@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,20 @@ import torch
 
 from seg_backbone.errors import ConfigError
 from seg_backbone.io import replacing
+
+
+@dataclass
+class Best:
+    """The highest mean validation Dice so far, and the step that reached it; -1 before the first."""
+
+    dice: float = -1.0
+    step: int = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"dice": self.dice, "step": self.step}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.dice, self.step = state["dice"], state["step"]
 
 
 def save_state(path: Path, parts: dict[str, Any], step: int) -> None:

@@ -12,19 +12,33 @@ from seg_backbone.plan import Plan
 from seg_backbone.sliding_window import predict_logits
 
 
-def validate(network: torch.nn.Module, cases: Sequence[TrainingCase], plan: Plan) -> dict[str, float]:
-    """Mean Dice per "MODALITY class" on the working grid, over the cases that show the class."""
+def score(network: torch.nn.Module, cases: Sequence[TrainingCase], plan: Plan) -> list[tuple[str, float]]:
+    """("MODALITY class", Dice on the working grid) of each class and region that a case annotates and shows.
+
+    Voxels that may or may not belong to it count for nothing. Windows run where the network is; the CPU puts the
+    logits of the scan together.
+    """
     network.eval()
-    scores: dict[str, list[float]] = {}
+    device = next(network.parameters()).device
+    members = {name: (name,) for name in plan.classes} | plan.regions
+    scores = []
     for case in cases:
         image = torch.from_numpy(case.image.astype(np.float32))
-        logits = predict_logits(lambda window, _: network(window), image, plan.patch, step=0.75)
+        logits = predict_logits(lambda window, _: network(window.to(device)).cpu(), image, plan.patch, step=0.75)
         predicted = logits.argmax(dim=0).numpy()
-        for name in case.files.annotated:
-            if name in plan.labels:
-                ours, theirs = predicted == plan.labels[name], case.codes == plan.labels[name]
-                size = int(ours.sum() + theirs.sum())
-                if theirs.any():
-                    key = f"{case.files.modality} {name}"
-                    scores.setdefault(key, []).append(2 * int((ours & theirs).sum()) / size)
-    return {key: round(float(np.mean(values)), 4) for key, values in sorted(scores.items())}
+        for name, parts in members.items():
+            ids = [plan.labels[part] for part in parts]
+            may_be = np.asarray(case.table[:, ids].any(axis=1))  # of each code
+            may_not = np.asarray(np.delete(case.table, ids, axis=1).any(axis=1))
+            theirs = (may_be & ~may_not)[case.codes]
+            if theirs.any() and not may_be[0]:
+                ours = np.isin(predicted, ids) & (may_be != may_not)[case.codes]
+                dice = 2 * int((ours & theirs).sum()) / int(ours.sum() + theirs.sum())
+                scores.append((f"{case.files.modality} {name}", dice))
+    return scores
+
+
+def means(scores: Sequence[tuple[str, float]]) -> dict[str, float]:
+    """Mean by name, sorted, to four digits."""
+    names = sorted({name for name, _ in scores})
+    return {name: round(float(np.mean([value for other, value in scores if other == name])), 4) for name in names}

@@ -7,7 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from seg_backbone.cases import CaseFiles, DatasetEntry, list_cases, load_case, read_split, split_cases
+from seg_backbone.cases import (
+    CaseFiles,
+    DatasetEntry,
+    fold_split,
+    list_cases,
+    load_case,
+    read_split,
+    split_cases,
+)
 from seg_backbone.errors import ConfigError, GridError, LabelError
 from seg_backbone.geometry import Grid
 from seg_backbone.io import write_mask, write_volume
@@ -269,3 +277,28 @@ def test_our_split_keeps_every_patient_on_one_side():
     both = [CaseFiles(d, "sarc_001", "sarc_001", m, Path(), None, {}, ()) for d, m in (("ct", "CT"), ("mr", "MR"))]
     assert split_cases(both, split, "validation") == both
     assert split_cases(both, split, "training") == []
+
+
+def test_a_split_of_nnunet(tmp_path):
+    path = tmp_path / "splits_final.json"
+    path.write_text(json.dumps([{"train": ["a_0", "b_1"], "val": ["c_3"]}, {"train": ["c_3"], "val": ["a_0", "a_2"]}]))
+    cases = files_of("a", "b", "a", "c", "d")
+    first, second = read_split(path), read_split(path, 1)
+    assert [c.case for c in split_cases(cases, first, "training")] == ["a_0", "b_1"]  # what no list names stays out
+    assert [c.case for c in split_cases(cases, first, "validation")] == ["c_3"]
+    assert [c.case for c in split_cases(cases, second, "validation")] == ["a_0", "a_2"]
+    with pytest.raises(ConfigError, match="fold 2, counted from 0, found 2 folds"):
+        read_split(path, 2)
+    with pytest.raises(ConfigError, match="found one split"):
+        read_split(REPOSITORY / "configs" / "split.json", 1)
+
+
+def test_folds_without_a_file():
+    cases = files_of(*"abcdefga")
+    held = [fold_split(cases, fold)["validation"] for fold in range(5)]
+    assert sorted(patient for fold in held for patient in fold) == list("abcdefg")  # each once, whole
+    assert {len(fold) for fold in held} == {1, 2}
+    assert fold_split(files_of("a", "b"), 1)["validation"] in (["a"], ["b"])
+    assert fold_split(files_of("a", "a"), 0) == {"validation": []}
+    with pytest.raises(ConfigError, match="a fold below 2 for 2 patients"):
+        fold_split(files_of("a", "b"), 2)

@@ -1,16 +1,25 @@
 """The parts that training is put together from, each on its own."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from seg_backbone.cases import CaseFiles, DatasetEntry, TrainingCase
+from seg_backbone.errors import ConfigError
 from seg_backbone.partial_labels import marginal_loss
 from seg_backbone.plan import Plan
+from seg_backbone.train.cache import cached_case
 from seg_backbone.train.config import SegmentationConfig
+from seg_backbone.train.data import build_sources
+from seg_backbone.train.log import Log
 from seg_backbone.train.model import Model, Output
 from seg_backbone.train.objective import Step, at, mask_term, total
 from seg_backbone.train.samples import Batches, Sample, ahead, stack
+from seg_backbone.train.validation import means, score
 
 PLAN = Plan("t", ("tumour", "larynx"), patch=(4, 4, 4))
 
@@ -55,7 +64,7 @@ def a_step(logits):
 
 
 def configuration(**changes):
-    return SegmentationConfig("raw", "run", "split.json", PLAN, ("dataset",), **changes)
+    return SegmentationConfig(**{"data": "raw", "output": "run", "plan": PLAN, "datasets": ("dataset",)} | changes)
 
 
 def test_coarser_logits_weigh_half_as_much():
@@ -102,3 +111,106 @@ def test_extra_heads_see_features_and_finest_logits():
     output = Model(Halves(), {"mean": Mean()})(image)
     torch.testing.assert_close(output.heads["mean"], torch.stack([image[..., ::2].mean(), 2 * image.mean()]))
     assert torch.equal(output.logits[0], Model(Halves())(image).logits[0])
+
+
+def a_case(name, *unknown, shape=(6, 6, 6), drawn=()):
+    """A case that leaves the given class ids unknown."""
+    table = np.eye(4, 3, dtype=bool)
+    table[3, 0] = True
+    table[:, list(unknown)] |= table[:, :1]
+    codes = np.zeros(shape, dtype=np.uint8)
+    for n, code in enumerate(drawn):
+        codes[n] = code
+    places = {code: np.argwhere(codes == code).astype(np.int16) for code in drawn}
+    files = CaseFiles("d", name, name, "CT", Path(f"{name}_0000.nii.gz"), None, {}, ())
+    return TrainingCase(files, np.zeros((2, *shape), np.float16), codes, table, places)
+
+
+def test_cases_may_be_drawn_by_what_they_annotate():
+    cases = [a_case("a", 2), a_case("b", 2), a_case("c", 2), a_case("d")]
+    for sampling, groups in (("cases", [("abcd", 2.0)]), ("annotations", [("abc", 1.0), ("d", 1.0)])):
+        config = configuration(sampling=sampling, plan=PLAN, datasets=(DatasetEntry("d", 2.0),))
+        sources = build_sources(config, [cases])
+        assert [("".join(c.files.case for c in s.cases), s.weight) for s in sources] == groups
+
+
+def test_a_case_is_preprocessed_once(tmp_path, monkeypatch):
+    loaded = []
+
+    def load(files, entry, plan):
+        loaded.append(files.case)
+        return a_case(files.case, 2, drawn=(1, 2))
+
+    monkeypatch.setattr("seg_backbone.train.cache.load_case", load)
+    scan = tmp_path / "a_0000.nii.gz"
+    scan.write_bytes(b"scan")
+    files = CaseFiles("d", "a", "a", "CT", scan, None, {}, ())
+    get = lambda plan=PLAN, **entry: cached_case(files, DatasetEntry("d", **entry), plan, tmp_path / "cases")  # noqa: E731
+    want = a_case("a", 2, drawn=(1, 2))
+    for _ in range(2):
+        case = get()
+        np.testing.assert_array_equal(case.codes, want.codes)
+        np.testing.assert_array_equal(case.table, want.table)
+        assert case.table.dtype == bool
+        assert list(case.drawn) == [1, 2]
+        for code, places in want.drawn.items():
+            np.testing.assert_array_equal(case.drawn[code], places)
+    assert isinstance(case.image, np.memmap)
+    get(PLAN.with_(patch=(8, 8, 8), name="other"))
+    assert loaded == ["a"]
+    get(absent=("larynx",))
+    get(PLAN.with_(spacing_mm=(1.0, 2.0, 3.0)))
+    scan.write_bytes(b"another scan")
+    get()
+    assert loaded == ["a"] * 4
+    (tmp_path / "cases" / "d__a" / "case.json").write_text("{broken")
+    get()
+    assert loaded == ["a"] * 5
+
+
+def test_a_log_forgets_what_is_trained_again(tmp_path):
+    (tmp_path / "log.jsonl").write_text('{"step": 50}\n{"step": 100}\n{"ste')
+    with Log(tmp_path, 60, 200) as log:
+        log.part({"loss": torch.tensor(1.0)})
+        log.part({"loss": torch.tensor(2.0)})
+        log.step(0.0)
+        row = log.means()
+        assert (row["loss"], row["waiting"]) == (1.5, 0.0)
+        assert row["minutes_left"] >= 0
+        log.write({"step": 61})
+        log.part({"loss": torch.tensor(torch.nan)})
+        with pytest.raises(ConfigError, match="loss: expected a finite loss"):
+            log.require_finite()
+    assert (tmp_path / "log.jsonl").read_text() == '{"step": 50}\n{"step": 61}\n'
+    with Log(tmp_path, 0, 200):
+        pass
+    assert (tmp_path / "log.jsonl").read_text() == ""
+
+
+class Constant(nn.Module):
+    """Says the given class everywhere in the left half, background elsewhere."""
+
+    def __init__(self, number):
+        super().__init__()
+        self.number = number
+        self.weight = nn.Parameter(torch.zeros(1))
+
+    def forward(self, image):
+        logits = torch.zeros(len(image), 3, *image.shape[2:])
+        logits[:, self.number, :3], logits[:, 0, 3:] = 5.0, 5.0
+        return logits
+
+
+def test_validation_by_hand():
+    plan = PLAN.with_(patch=(6, 6, 6), regions={"both": ("tumour", "larynx")})
+    scores = score(Constant(1), [a_case("a", drawn=(1, 2))], plan)
+    # three slices are said to be tumour: the first one is, the second one is larynx
+    assert dict(scores) == {"CT tumour": 0.5, "CT larynx": 0.0, "CT both": pytest.approx(4 / 5)}
+    unknown = a_case("b", 2, drawn=(1,))  # the larynx is unknown there: no score of it, nor of what holds it
+    assert dict(score(Constant(1), [unknown], plan)) == {"CT tumour": 0.5}
+    unsure = replace(unknown, table=np.array([[1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 1]], dtype=bool))
+    unsure.codes[1:3] = 3  # whatever they are, they count for nothing
+    assert dict(score(Constant(1), [unsure], plan)) == {"CT tumour": 1.0, "CT both": 1.0}
+    assert means([*scores, ("CT tumour", 1.0), ("MR tumour", 0.25)])["CT tumour"] == 0.75
+    assert score(Constant(1), [a_case("c")], plan) == []
+    assert means([]) == {}

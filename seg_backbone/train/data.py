@@ -1,0 +1,71 @@
+"""From a configuration to its cases and the sources that draw from them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from seg_backbone.cases import CaseFiles, TrainingCase, fold_split, list_cases, read_split, split_cases
+from seg_backbone.errors import ConfigError
+from seg_backbone.plan import Plan
+from seg_backbone.train.cache import cached_case
+from seg_backbone.train.config import SegmentationConfig
+from seg_backbone.train.samples import LabelledCases, Source
+
+Progress = Callable[[str, int, int], None]
+
+
+def read_cases(
+    config: SegmentationConfig, cache: Path, progress: Progress | None
+) -> tuple[list[list[TrainingCase]], list[TrainingCase]]:
+    """The training cases of each dataset, and the validation cases of all. Raises ConfigError where one has none."""
+    training: list[list[TrainingCase]] = []
+    validation: list[TrainingCase] = []
+    for entry in config.datasets:
+        files = list_cases(config.data, entry.name)
+        split = dataset_split(config, entry.name, files)
+        kept = split_cases(files, split, "training")
+        held = split_cases(files, split, "validation")[: config.validation_cases]
+        loaded = []
+        with ThreadPoolExecutor(config.threads) as pool:
+            for case in pool.map(lambda f, e=entry: cached_case(f, e, config.plan, cache), kept + held):  # type: ignore[misc]
+                loaded.append(case)
+                if progress:
+                    progress(f"reading {entry.name}", len(loaded), len(kept) + len(held))
+        training.append(loaded[: len(kept)])
+        validation += loaded[len(kept) :]
+    if not all(training):
+        raise ConfigError(config.data, "training cases in every dataset", "none in one of them", "check the split")
+    return training, validation
+
+
+def dataset_split(config: SegmentationConfig, dataset: str, cases: list[CaseFiles]) -> dict[str, list[str]]:
+    """The split of one dataset: the configuration's file, the dataset's splits_final.json, or folds of its patients."""
+    own = config.data / dataset / "splits_final.json"
+    if config.split or own.is_file():
+        return read_split(config.split or own, config.fold)
+    return fold_split(cases, config.fold)
+
+
+def build_sources(config: SegmentationConfig, training: Sequence[Sequence[TrainingCase]]) -> list[Source]:
+    """Where the windows come from: one source a dataset, or one for each set of classes that its cases annotate."""
+    sources: list[Source] = []
+    for entry, cases in zip(config.datasets, training, strict=True):
+        groups: dict[bytes, list[TrainingCase]] = {}
+        for case in cases:
+            known = case.table[0].tobytes() if config.sampling == "annotations" else b""
+            groups.setdefault(known, []).append(case)
+        sources += [
+            LabelledCases(entry.weight / len(groups), group, config.plan, config.augmentation)
+            for group in groups.values()
+        ]
+    return sources
+
+
+def annotated(groups: Sequence[Sequence[TrainingCase]], plan: Plan) -> dict[str, tuple[str, ...]]:
+    """Modality -> classes with at least one voxel drawn in training scans of that modality."""
+    seen: dict[str, set[int]] = {}
+    for case in (case for group in groups for case in group):
+        seen.setdefault(case.files.modality, set()).update(case.drawn)
+    return {m: tuple(n for n in plan.classes if plan.labels[n] in ids) for m, ids in sorted(seen.items())}
