@@ -8,6 +8,7 @@ import nibabel as nib
 import numpy as np
 
 from seg_backbone.errors import ScanError
+from seg_backbone.geometry import Grid
 from seg_backbone.io.atomic import replacing
 from seg_backbone.io.image import Image, first_line, grid_of, to_mask
 from seg_backbone.volume import Mask, Volume
@@ -28,6 +29,12 @@ def read_image(path: str | Path) -> Image:
         found = f"data that cannot be read ({first_line(error)})"
         raise ScanError(path, "a complete image", found, "copy the file again") from None
     return Image(array, grid)
+
+
+def read_grid(path: str | Path) -> Grid:
+    """The grid of a file, from its header alone. Raises ScanError."""
+    image = _open(path)
+    return grid_of(path, image.shape[:3] if image.shape[3:] == (1,) else image.shape, image.affine)
 
 
 def read_mask(path: str | Path, labels: dict[str, int] | None = None) -> Mask:

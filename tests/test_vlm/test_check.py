@@ -1,6 +1,7 @@
 """Each fault of a dataset is one line that names its file, and a sound dataset has none."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -9,8 +10,9 @@ from typer.testing import CliRunner
 from seg_backbone.geometry import Grid
 from seg_backbone.io import write_mask, write_volume
 from seg_backbone.volume import Mask, Volume
+from vlm.cli import app as vlm_app
 from vlm.cli.data import app
-from vlm.data.check import find_faults
+from vlm.data.check import find_cheap_faults, find_faults
 
 GRID = Grid((6, 7, 8), np.diag([-2.0, -2.0, 3.0, 1.0]))
 MOVED = Grid((6, 7, 8), np.diag([-2.0, -2.0, 4.0, 1.0]))
@@ -18,7 +20,7 @@ CASES = ("a", "b", "c")
 
 
 def scan(folder, case, channel=0, grid=GRID):
-    array = np.random.default_rng(channel).integers(-900, 900, grid.shape).astype(np.int16)
+    array = np.random.default_rng([channel, *case.encode()]).integers(-900, 900, grid.shape).astype(np.int16)
     write_volume(Volume(array, grid, "CT"), folder / "imagesTr" / f"{case}_{channel:04d}.nii.gz")
 
 
@@ -43,6 +45,22 @@ def folder(tmp_path):
         mask(folder, case)
     describe(folder)
     return folder
+
+
+def broken(folder, name, value):
+    """One voxel of a file becomes `value`."""
+    array = np.random.default_rng(9).integers(0, 2, GRID.shape).astype(np.float32)
+    array[1, 1, 1] = value
+    write_volume(Volume(array, GRID, "CT"), folder / name)
+
+
+def twice(folder, case, other):
+    for channel in ("0000", "0001"):
+        shutil.copy(folder / "imagesTr" / f"{case}_{channel}.nii.gz", folder / "imagesTr" / f"{other}_{channel}.nii.gz")
+
+
+def folds(folder, train, held):
+    (folder / "splits_final.json").write_text(json.dumps([{"train": train, "val": held}]))
 
 
 def remove(folder, name):
@@ -70,6 +88,19 @@ FAULTS = {
     "class nobody drew": (lambda f: describe(f, labels={"tumour": 1, "larynx": 2}), "labelsTr", "no mask shows larynx"),
     "no dataset.json": (lambda f: remove(f, "dataset.json"), "dataset.json", "no such file"),
     "broken dataset.json": (lambda f: (f / "dataset.json").write_text("{"), "dataset.json", "channel_names"),
+    "NaN": (lambda f: broken(f, "imagesTr/b_0000.nii.gz", np.nan), "b_0000.nii.gz", "finite"),
+    "labels that are not whole": (lambda f: broken(f, "labelsTr/b.nii.gz", 0.5), "b.nii.gz", "whole numbers"),
+    "negative labels": (lambda f: broken(f, "labelsTr/b.nii.gz", -1), "b.nii.gz", "whole numbers"),
+    "the same scan twice": (lambda f: twice(f, "a", "c"), "c_0000.nii.gz", "the same voxels as a_0000.nii.gz"),
+    "a case of the manifest that is not there": (
+        lambda f: (f.parent / "manifest.jsonl").write_text('{"dataset": "Dataset001_T", "case": "x"}'),
+        "manifest.jsonl",
+        "line 1 names x",
+    ),
+    "a case of a fold that is not there": (lambda f: folds(f, ["a", "x"], ["b"]), "splits_final.json", "names x"),
+    "a case on both sides": (lambda f: folds(f, ["a", "b"], ["b"]), "splits_final.json", "both trains and validates b"),
+    "broken folds": (lambda f: (f / "splits_final.json").write_text('{"a": 1}'), "splits_final.json", "not a list"),
+    "labels that are no numbers": (lambda f: describe(f, labels={"tumour": "one"}), "dataset.json", "name -> id"),
     "channels as a list": (lambda f: describe(f, channel_names=["CT", "PET"]), "dataset.json", "channel_names"),
 }
 
@@ -112,3 +143,55 @@ def test_the_command_prints_them_and_leaves_with_2(folder):
     assert (
         result.stdout.strip() == f"{folder / 'labelsTr' / 'b.nii.gz'}: label values [7] that dataset.json does not name"
     )
+
+
+CHEAP = {
+    "missing mask",
+    "missing second channel",
+    "one channel too many",
+    "mask on another grid",
+    "channel on another grid",
+    "unreadable scan",
+    "unreadable mask",
+    "truncated channel",  # to less than a header
+    "broken dataset.json",
+    "channels as a list",
+    "labels that are no numbers",
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_what_training_looks_at_first(folder, name):
+    assert find_cheap_faults(folder) == []
+    do, file, words = FAULTS[name]
+    do(folder)
+    faults = find_cheap_faults(folder)
+    assert bool(faults) == (name in CHEAP)
+    assert all(file in fault and words in fault for fault in faults), faults
+
+
+def test_training_refuses_before_it_reads(folder, tmp_path):
+    settings = {"name": "t", "classes": ["tumour"]}
+    datasets = [{"name": folder.name}]
+    config = {"data": str(folder.parent), "output": str(tmp_path / "run"), "plan": settings, "datasets": datasets}
+    (tmp_path / "c.json").write_text(json.dumps(config))
+    remove(folder, "imagesTr/c_0001.nii.gz")
+    mask(folder, "a", grid=MOVED)
+    result = CliRunner().invoke(vlm_app, ["train", "segmentation", "--config", str(tmp_path / "c.json")])
+    assert result.exit_code == 2
+    assert "c_0001.nii.gz: missing" in result.stderr
+    assert "a.nii.gz: expected the grid of" in result.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_unlabelled_scans_and_ignore_labels_are_no_faults(folder):
+    describe(folder, labels={"background": 0, "tumour": 1, "ignore": 2})
+    mask(folder, "b", 2)
+    assert find_faults(folder) == []
+    remove(folder, "labelsTr/b.nii.gz")
+    assert [fault.split(":")[0] for fault in find_faults(folder)] == [str(folder / "imagesTr" / "b_0000.nii.gz")]
+    row = {"dataset": folder.name, "case": "b", "annotated": []}
+    (folder.parent / "manifest.jsonl").write_text(json.dumps(row))
+    assert find_faults(folder) == []
+    shutil.rmtree(folder / "labelsTr")
+    assert find_faults(folder) == find_cheap_faults(folder) == []

@@ -46,7 +46,12 @@ def bring(run, tmp_path):
         assert code == 0, stderr
         assert listing(tmp_path / "source") == before
         found = run("data", "check", out)[1].splitlines()
-        small = ("a single case", "no mask shows", "an empty mask")  # true of a fixture, no fault of the import
+        small = (
+            "a single case",
+            "no mask shows",
+            "an empty mask",
+            "the same voxels",
+        )  # true of a fixture, no fault of the import
         assert not [line for line in found if not any(words in line for words in small)]
         return {case.case: case for case in list_cases(out.parent, out.name)}
 

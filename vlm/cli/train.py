@@ -19,10 +19,19 @@ Steps = Annotated[int | None, typer.Option("--steps", min=1, help="steps, instea
 def segmentation(
     config: Config, resume: Resume = False, data: Data = None, output: Output = None, steps: Steps = None
 ) -> None:
-    """Mask network on nnU-Net raw data with per-case partial labels."""
+    """Mask network on nnU-Net raw data with per-case partial labels.
+
+    Several GPUs: accelerate launch -m vlm.cli train segmentation ...
+    """
     from seg_backbone.train import SegmentationConfig, train_segmentation
+    from vlm.data.check import find_cheap_faults
 
     settings = SegmentationConfig.read(config, data=data, output=output, steps=steps)
+    faults = [fault for entry in settings.datasets for fault in find_cheap_faults(settings.data / entry.name)]
+    if faults:
+        if _is_first_process():
+            typer.echo("\n".join([*faults, "`vlm data check DATASET` looks into the voxels too"]), err=True)
+        raise typer.Exit(2)
     _run(train_segmentation, settings, resume)
 
 
@@ -78,4 +87,12 @@ def _run(train: Any, settings: Any, resume: bool) -> None:
 
     with stages() as progress:
         folder = train(settings, resume=resume, report=report, progress=progress)
-    typer.echo(folder)
+    if _is_first_process():
+        typer.echo(folder)
+
+
+def _is_first_process() -> bool:
+    """True but in the further processes of `accelerate launch`."""
+    import os
+
+    return os.environ.get("RANK", "0") == "0"
