@@ -27,6 +27,26 @@ class Roi:
 
 
 @dataclass(frozen=True)
+class GatePlan:
+    """A classifier that says whether a window holds foreground; its weights are `gate.safetensors` beside the model's.
+
+    ct_windows_hu: its input channels, one each, as in Plan; here chest and abdomen. network, network_options: see
+    seg_backbone.nets.CLASSIFIERS. threshold: windows with a lower probability are skipped. validation: what it was
+    chosen on: windows with and without foreground, the shares of the former that it keeps (recall) and of the latter
+    that it skips.
+    """
+
+    threshold: float
+    ct_windows_hu: tuple[tuple[float, float], ...] = ((-900.0, 650.0), (-175.0, 250.0))
+    network: str = "resnet18"
+    network_options: dict[str, Any] = field(default_factory=dict)
+    validation: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        assert 0 <= self.threshold <= 1 and self.ct_windows_hu
+
+
+@dataclass(frozen=True)
 class Plan:
     """A readable, editable recipe for one segmentation model.
 
@@ -38,6 +58,7 @@ class Plan:
     component, because anatomy has one. network / network_options: see seg_backbone.nets. mirror_axes: those that
     training mirrored, of (right, anterior, superior); mirror_swaps_sides: a mirrored left organ was taught as the right
     one. roi: the low-resolution pass of fast mode; None where it does not pay, or loses what the windows find.
+    gate: the classifier of fast mode; None without one.
     """
 
     name: str
@@ -55,6 +76,7 @@ class Plan:
     mirror_axes: tuple[int, ...] = (0,)
     mirror_swaps_sides: bool = True
     roi: Roi | None = None
+    gate: GatePlan | None = None
 
     def __post_init__(self) -> None:
         assert len(set(self.classes)) == len(self.classes) > 0, "class names must differ"
@@ -89,6 +111,9 @@ class Plan:
             data["mirror_axes"] = tuple(data.get("mirror_axes", (0,)))
             if data.get("roi"):
                 data["roi"] = Roi(**data["roi"] | {"stride": tuple(data["roi"]["stride"])})
+            if data.get("gate"):
+                windows = tuple(tuple(window) for window in data["gate"]["ct_windows_hu"])
+                data["gate"] = GatePlan(**data["gate"] | {"ct_windows_hu": windows})
             return Plan(**data)
         except (OSError, ValueError, TypeError, KeyError, AttributeError, AssertionError) as error:
             raise CheckpointError(

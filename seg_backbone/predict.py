@@ -6,23 +6,24 @@ shares one pass of the network with the mask.
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
 
-from seg_backbone.checkpoint import load_model
-from seg_backbone.errors import ConfigError, ScanError
+from seg_backbone.checkpoint import find_model, load_model
+from seg_backbone.clock import Clock, with_deadline
+from seg_backbone.errors import ConfigError
 from seg_backbone.export import INTERPOLATIONS, argmax_slabs
 from seg_backbone.features import Collector, Features
+from seg_backbone.gate import foreground_probability, gate_input, load_gate
 from seg_backbone.geometry import Grid, to_canonical
 from seg_backbone.governor import MB, Budget, Choice, Work, choose, peak_ram_mb, ram_mb, window_mb
-from seg_backbone.io import read_volume
+from seg_backbone.intake import as_volume
 from seg_backbone.labels import other_side
 from seg_backbone.lesions import Instances, find_instances
 from seg_backbone.plan import Plan, Roi
@@ -40,11 +41,10 @@ from seg_backbone.skips import (
     windows_without,
 )
 from seg_backbone.sliding_window import BLENDINGS, Network, mirrored, predict_blocks
-from seg_backbone.volume import MODALITIES, Mask, Volume, guess_modality
+from seg_backbone.volume import Mask, Volume
 
 FAST_STEP = 0.8  # share of a window between neighbours in fast mode; FLARE's winners use 0.7 to 0.8
 GPU_BATCH = 4  # windows at once on a GPU; on a CPU more than one gains nothing
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,6 +70,7 @@ class Settings:
     export: str = "linear"
     fast: bool = False
     roi: bool | None = None
+    gate: bool | None = None
 
     def __post_init__(self) -> None:
         if not 0 < self.step <= 1:
@@ -83,9 +84,16 @@ class Segmenter:
     """A loaded model. Call it on a path, a Volume, or (array, affine)."""
 
     def __init__(
-        self, network: torch.nn.Module, plan: Plan, version: str, device: str = "cpu", runtime: str = "torch"
+        self,
+        network: torch.nn.Module,
+        plan: Plan,
+        version: str,
+        device: str = "cpu",
+        runtime: str = "torch",
+        gate: torch.nn.Module | None = None,
     ) -> None:
         self.network, self.plan, self.version = network.to(device), plan, version
+        self.gate = None if gate is None else gate.to(device)
         self.device = torch.device(device)
         self.runtimes = Runtimes(self.network, len(plan.ct_windows_hu), plan.patch, runtime, self.device)
 
@@ -100,7 +108,9 @@ class Segmenter:
             raise ConfigError("device", "a CUDA device that torch can use", "none", "pass cpu or auto")
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        return Segmenter(*load_model(name), device=device, runtime=runtime)
+        network, plan, version = load_model(name)
+        gate = None if plan.gate is None else load_gate(find_model(name), plan.gate)
+        return Segmenter(network, plan, version, device, runtime, gate)
 
     def __call__(
         self,
@@ -118,6 +128,7 @@ class Segmenter:
         mirror: bool = False,
         export: str = "linear",
         roi: bool | None = None,
+        gate: bool | None = None,
     ) -> Segmentation:
         """Segment and measure one scan.
 
@@ -127,15 +138,18 @@ class Segmenter:
         are degraded until they fit, and the report says which. verify_skips: also run the skipped windows and say what
         differs. step: share of a window between neighbours, instead of the plan's. blending: see BLENDINGS. mirror:
         mean over the flips that the model was trained with. export: see `argmax_slabs`. roi: a low-resolution pass says
-        which windows to run; None: in fast mode, where the plan has one and it costs less than half of them.
+        which windows to run; None: in fast mode, where the plan has one and it costs less than half of them. gate: the
+        model's classifier says it too; None: in fast mode, where it has one.
         A scan without any of the classes gives an all-zero mask and no instances.
         Raises ScanError for bad input, ConfigError for settings that do not exist and for caps that are too small,
         naming the smallest that would do.
         """
-        clock = _Clock()
+        clock = Clock()
         usual = FAST_STEP if fast else self.plan.step
-        settings = Settings(usual if step is None else step, blending, mirror, export, fast, roi)
+        settings = Settings(usual if step is None else step, blending, mirror, export, fast, roi, gate)
         budget = Budget(max_ram_mb, max_gpu_mb, max_seconds)
+        if gate and self.gate is None:
+            raise ConfigError("--gate", "a model with a gate", f"{self.plan.name} without", "see vlm train gate --help")
         if verify_skips and budget.caps():
             raise ConfigError("verify_skips", "no caps", "some", "verify in a run without caps")
         volume = as_volume(scan, modality)
@@ -145,11 +159,11 @@ class Segmenter:
         predicted = None
         why: list[str] = []
         if budget.caps():
-            work = self._survey(volume, self._mirrored(runtime.forward, settings), budget, clock)
+            work = self._survey(volume, self._mirrored(runtime.forward, settings), settings, budget, clock)
             choice, need, why = choose(budget, choice, work.need, volume.source)
             predicted = {**need.peaks(), **({} if max_seconds else {"seconds": None})}  # untimed without that cap
             if budget.seconds:
-                progress = _with_deadline(progress, budget.seconds, clock, work.after_seconds(), volume.source)
+                progress = with_deadline(progress, budget.seconds, clock, work.after_seconds(), volume.source)
             clock.lap("plan")
         image, grid = preprocess(
             volume, self.plan.with_(spacing_mm=tuple(s * choice.coarser for s in self.plan.spacing_mm))
@@ -159,7 +173,9 @@ class Segmenter:
         collector = Collector(self.network, self._mirrored(runtime.forward, settings), grid, keep_stages)
         tiling = Tiling(grid.shape, self.plan.patch, choice.step)
         tensor = torch.from_numpy(image).to(self.device)
-        skipped = {} if keep_stages else self._skip(runtime.forward, tensor, volume, grid, tiling, settings)
+        skipped = (
+            {} if keep_stages else self._skip(runtime.forward, tensor, volume, grid, tiling, settings, choice.batch)
+        )
         del image
         clock.lap("skips")
         mask, percent = self._segment(collector, tensor, volume, choice, settings, frozenset(skipped), progress, clock)
@@ -168,7 +184,7 @@ class Segmenter:
             every = Collector(self.network, collector.forward, grid, ())
             whole = mask
             if skipped:
-                whole, _ = self._segment(every, tensor, volume, choice, settings, frozenset(), None, _Clock())
+                whole, _ = self._segment(every, tensor, volume, choice, settings, frozenset(), None, Clock())
                 clock.lap("verify")
             said |= difference(mask, whole)
             del whole
@@ -211,12 +227,14 @@ class Segmenter:
         trained = self.plan.trained_on.get(modality, ())
         return [name for name in self.plan.classes if name not in trained]
 
-    def _survey(self, volume: Volume, network: Forward, budget: Budget, clock: _Clock) -> Work:
+    def _survey(self, volume: Volume, network: Forward, settings: Settings, budget: Budget, clock: Clock) -> Work:
         """What the scan will cost here: memory from shapes; for a cap on time one window and one slice are timed."""
         grid = to_canonical(volume.array, volume.grid)[1]
         channels, classes = len(self.plan.ct_windows_hu), len(self.plan.classes) + 1
         window = torch.zeros((1, channels, *self.plan.patch), device=self.device)
         each = window_mb(self.network, window)  # first: it also loads kernels, which stay in memory
+        if self.plan.gate and self._gated(settings):
+            channels += len(self.plan.gate.ct_windows_hu)  # the scan is held a second time
         work = Work(
             grid=grid,
             spacing_mm=self.plan.spacing_mm,
@@ -258,6 +276,7 @@ class Segmenter:
         grid: Grid,
         tiling: Tiling,
         settings: Settings,
+        batch: int,
     ) -> dict[Start, str]:
         """The windows that need not be run, each with what says so."""
         skipped: dict[Start, str] = {}
@@ -279,7 +298,17 @@ class Segmenter:
                 body,
             )
             skipped |= dict.fromkeys(left if box is None else windows_without(tiling, box, left), "roi")
+            left = [start for start in left if start not in skipped]
+        if self.plan.gate and self.gate and self._gated(settings):
+            spacing = (float(grid.spacing_mm[0]), float(grid.spacing_mm[1]), float(grid.spacing_mm[2]))
+            seen, _ = preprocess(volume, gate_input(self.plan, self.plan.gate).with_(spacing_mm=spacing))
+            held = foreground_probability(self.gate, torch.from_numpy(seen).to(image.device), tiling, left, batch)
+            skipped |= {start: "gate" for start, one in zip(left, held, strict=True) if one < self.plan.gate.threshold}
         return skipped
+
+    def _gated(self, settings: Settings) -> bool:
+        """True where the classifier has a say."""
+        return self.gate is not None and (settings.fast if settings.gate is None else settings.gate)
 
     def _segment(
         self,
@@ -290,7 +319,7 @@ class Segmenter:
         settings: Settings,
         skipped: frozenset[Start],
         progress: Callable[[int, int], None] | None,
-        clock: _Clock,
+        clock: Clock,
     ) -> tuple[Mask, np.ndarray]:
         """Cleaned mask and uint8 percent probability of its classes, on the scan's own grid. Windows and export take
         turns: each block of logits is exported while it is the only one.
@@ -340,82 +369,8 @@ class Segmenter:
         return self._held_gpu_mb() + more / MB
 
 
-def as_volume(scan: str | Path | Volume | tuple[np.ndarray, np.ndarray], modality: str | None = None) -> Volume:
-    """A Volume from whatever a user holds: a path, a Volume, or (array, affine). Raises ScanError."""
-    if isinstance(scan, Volume):
-        return scan
-    if isinstance(scan, tuple):
-        return volume_from_array(*scan, modality=modality)
-    return read_volume(scan, modality)
-
-
-def volume_from_array(array: np.ndarray, affine: np.ndarray, modality: str | None = None) -> Volume:
-    """(i, j, k) numbers and a 4x4 affine (RAS mm) as a Volume, checked as a file would be. Raises ScanError."""
-    array, affine = np.asarray(array), np.asarray(affine)
-    if modality is not None and modality not in MODALITIES:
-        raise ScanError("array", f"a modality among {MODALITIES}", repr(modality), "pass one of them")
-    if array.dtype.kind not in "iufb":
-        raise ScanError("array", "a grey-value image", f"voxels of type {array.dtype}", "give real numbers")
-    if array.ndim != 3 or min(array.shape) < 2:
-        raise ScanError("array", "a 3D volume", f"shape {array.shape}", "give one channel as a stack of slices")
-    if not np.isfinite(array).all() or array.min() == array.max():
-        raise ScanError("array", "finite values that differ", "NaN, infinity or one value", "check the input")
-    real = affine.shape == (4, 4) and affine.dtype.kind in "iuf" and bool(np.isfinite(affine).all())
-    if not real or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
-        found = "a singular one or NaN" if affine.shape == (4, 4) else f"shape {affine.shape}"
-        raise ScanError("array", "an invertible 4x4 affine", found, "give voxel -> RAS mm")
-    if array.dtype not in (np.int16, np.float32):
-        array = array.astype(np.float32)
-    shape = (array.shape[0], array.shape[1], array.shape[2])
-    return Volume(
-        array, Grid(shape, affine), modality or guess_modality(array), "array", "given" if modality else "guessed"
-    )
-
-
 def _measure(mask: Mask, volume: Volume, percent: np.ndarray) -> Instances:
     """The instances of a mask; percent: (i, j, k) uint8 probability of each voxel's class, left so to save memory."""
     found = find_instances(mask, volume, percent)
     scaled = [replace(one, probability=None if one.probability is None else one.probability / 100) for one in found]
     return Instances(scaled, found.map)
-
-
-class _Clock:
-    """Seconds between laps, by name."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self._start = self._last = time.perf_counter()
-
-    def lap(self, name: str) -> None:
-        """Book the time since the last lap."""
-        now = time.perf_counter()
-        self.seconds[name] = round(self.seconds.get(name, 0.0) + now - self._last, 3)
-        self._last = now
-
-    def alternate(self, items: Iterable[T], making: str, using: str) -> Iterator[T]:
-        """The items; the time in which they are made and the time in between are booked apart."""
-        for item in items:
-            self.lap(making)
-            yield item
-            self.lap(using)
-
-    def total(self) -> float:
-        """Seconds since the clock was made."""
-        return round(time.perf_counter() - self._start, 3)
-
-
-def _with_deadline(
-    progress: Callable[[int, int], None] | None, seconds: float, clock: _Clock, ahead: float, source: str
-) -> Callable[[int, int], None]:
-    """progress, and a ConfigError as soon as the windows leave less than `ahead` seconds for what follows them."""
-
-    def check(done: int, total: int) -> None:
-        if progress:
-            progress(done, total)
-        spent = clock.total()
-        if spent + ahead > seconds and done < total:
-            least = math.ceil(1.2 * (spent / done * total + ahead))
-            found = f"{done} of {total} windows after {spent:.1f} s of --max-seconds {seconds:g}"
-            raise ConfigError(source, f"at least --max-seconds {least}", found, "raise it, or free the machine")
-
-    return check

@@ -10,6 +10,7 @@ optimise    optimiser and learning rate
 state       the checkpoint of a run
 log         rows of the log
 validation  Dice on whole scans
+gate        a classifier of windows for a trained model; of the parts above, all but model, objective and validation
 """
 
 from seg_backbone.train.config import SegmentationConfig

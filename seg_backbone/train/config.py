@@ -118,16 +118,21 @@ class SegmentationConfig:
             data.pop("configured", None)  # how `vlm configure` came to this file
             plan: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data["plan"].items()}
             plan["regions"] = {name: tuple(parts) for name, parts in plan.get("regions", {}).items()}
-            data["plan"] = Plan(**plan)
-            data["datasets"] = tuple(
-                DatasetEntry(**(entry | {"absent": tuple(entry.get("absent", ()))})) for entry in data["datasets"]
-            )
-            data["augmentation"] = Augmentation(**data.get("augmentation", {}))
-            data["members"] = tuple(Member(**member) for member in data.get("members", ()))
-            for key in ("data", "output", *(key for key in ("split", "start") if data.get(key))):
-                data[key] = Path(data[key])
-            return SegmentationConfig(**data)
+            return SegmentationConfig.parse(data | {"plan": Plan(**plan)})
         except (OSError, TypeError, KeyError, AttributeError, AssertionError, UnicodeError, yaml.YAMLError) as error:
             raise ConfigError(
                 path, "a segmentation training file", f"{error}", "see configs/segmentation.yaml"
             ) from None
+
+    @staticmethod
+    def parse(data: dict[str, Any]) -> SegmentationConfig:
+        """The configuration of a mapping whose plan is made. Raises what its parts raise."""
+        data = dict(data)
+        data["datasets"] = tuple(
+            DatasetEntry(**(entry | {"absent": tuple(entry.get("absent", ()))})) for entry in data["datasets"]
+        )
+        data["augmentation"] = Augmentation(**data.get("augmentation", {}))
+        data["members"] = tuple(Member(**member) for member in data.get("members", ()))
+        for key in ("data", "output", *(key for key in ("split", "start") if data.get(key))):
+            data[key] = Path(data[key])
+        return SegmentationConfig(**data)

@@ -9,13 +9,15 @@ import torch
 
 from seg_backbone import predict
 from seg_backbone.checkpoint import save_model
+from seg_backbone.clock import Clock, with_deadline
 from seg_backbone.errors import CheckpointError, ConfigError, ScanError
 from seg_backbone.geometry import Grid
 from seg_backbone.governor import Choice
+from seg_backbone.intake import as_volume
 from seg_backbone.io import write_volume
 from seg_backbone.nets import build_network
 from seg_backbone.plan import Plan, Roi
-from seg_backbone.predict import Segmenter, as_volume
+from seg_backbone.predict import Segmenter
 from seg_backbone.preprocess import preprocess
 from seg_backbone.volume import Volume
 
@@ -307,8 +309,8 @@ def test_settings_are_followed(segmenter, scan, monkeypatch):
 
 
 def test_a_deadline_that_cannot_be_kept_stops_the_windows():
-    seen, clock = [], predict._Clock()
-    check = predict._with_deadline(lambda *n: seen.append(n), 100.0, clock, 1.0, "scan")
+    seen, clock = [], Clock()
+    check = with_deadline(lambda *n: seen.append(n), 100.0, clock, 1.0, "scan")
     check(1, 4)
     clock._start -= 99.5  # as if that long had passed
     with pytest.raises(

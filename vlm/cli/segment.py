@@ -39,6 +39,9 @@ def segment(
         bool | None,
         typer.Option("--roi/--no-roi", help="Windows only near what a low-resolution pass finds.", **WINDOWS),
     ] = None,
+    gate: Annotated[
+        bool | None, typer.Option("--gate/--no-gate", help="Windows that the model's classifier keeps.", **WINDOWS)
+    ] = None,
     verify_skips: Annotated[
         bool, typer.Option("--verify-skips", help="Also run the skipped windows; tell what differs.", **WINDOWS)
     ] = False,
@@ -120,6 +123,7 @@ def segment(
                 mirror=mirror,
                 export=export,
                 roi=roi,
+                gate=gate,
             )
             parts = {**once, **_spans(started, result.report["seconds"]), "read": reading}
             once.clear()

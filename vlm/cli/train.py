@@ -1,4 +1,4 @@
-"""`vlm train segmentation|encoder|alignment|instruction --config FILE`."""
+"""`vlm train segmentation|gate|encoder|alignment|instruction --config FILE`."""
 
 from __future__ import annotations
 
@@ -33,6 +33,15 @@ def segmentation(
             typer.echo("\n".join([*faults, "`vlm data check DATASET` looks into the voxels too"]), err=True)
         raise typer.Exit(2)
     _run(train_segmentation, settings, resume)
+
+
+@app.command()
+def gate(config: Config, resume: Resume = False, data: Data = None, output: Output = None, steps: Steps = None) -> None:
+    """Classifier of windows for a segmentation model: --fast skips those that it finds empty."""
+    from seg_backbone.train.gate import GateConfig, train_gate
+
+    settings = GateConfig.read(config, data=data, output=output, steps=steps)
+    _run(train_gate, settings, resume)
 
 
 @app.command()

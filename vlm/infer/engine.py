@@ -12,9 +12,10 @@ import numpy as np
 import torch
 
 from seg_backbone.errors import CheckpointError, QuestionError
+from seg_backbone.intake import as_volume
 from seg_backbone.io import read_mask
 from seg_backbone.lesions import Instances, find_instances
-from seg_backbone.predict import Segmentation, Segmenter, as_volume
+from seg_backbone.predict import Segmentation, Segmenter
 from seg_backbone.volume import Mask, Volume, require_same_grid
 from vlm.encoders import Encoder, build_encoder
 from vlm.facts import FACTS
