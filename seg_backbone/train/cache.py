@@ -16,7 +16,10 @@ from seg_backbone.plan import Plan
 
 FORMAT = 1
 # what a plan says of the network and of its use, not of its input
-NOT_INPUT = ("name", "patch", "step", "network", "network_options", "trained_on", "minimum_ml", "single")
+NOT_INPUT = (
+    *("name", "patch", "step", "network", "network_options", "trained_on", "minimum_ml", "single"),
+    *("mirror_axes", "mirror_swaps_sides", "roi", "gate"),
+)
 
 
 def cached_case(files: CaseFiles, entry: DatasetEntry, plan: Plan, folder: Path) -> TrainingCase:

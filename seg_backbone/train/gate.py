@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,9 @@ from seg_backbone.io import replacing
 from seg_backbone.plan import GatePlan, Plan
 from seg_backbone.skips import Start, Tiling
 from seg_backbone.train.config import SegmentationConfig
+from seg_backbone.train.data import Progress, read_cases
 from seg_backbone.train.log import Log
-from seg_backbone.train.loop import LOG_EVERY, MOST_GRADIENT, Progress, read_cases
+from seg_backbone.train.loop import LOG_EVERY, Report, start_machine, workers_of
 from seg_backbone.train.optimise import build_optimizer, build_schedule
 from seg_backbone.train.samples import Batches, Sample, Source, ahead
 from seg_backbone.train.state import load_state, save_state
@@ -105,7 +106,7 @@ def holds_foreground(codes: np.ndarray, table: np.ndarray) -> float:
 def train_gate(
     config: GateConfig,
     resume: bool = False,
-    report: Callable[[dict[str, Any]], None] | None = None,
+    report: Report | None = None,
     progress: Progress | None = None,
 ) -> Path:
     """Train a gate and save the model with it under `output`/model. Returns that folder.
@@ -116,14 +117,15 @@ def train_gate(
     training = config.training
     torch.set_num_threads(training.threads)
     torch.manual_seed(training.seed)
+    machine = start_machine(training)  # for its device; the network is small, so float32 on one
     training.output.mkdir(parents=True, exist_ok=True)
-    groups, validation = read_cases(training, progress)
+    groups, validation = read_cases(training, training.output / "cases", progress)
     sources: list[Source] = [
         LabelledWindows(entry.weight, cases, training) for entry, cases in zip(training.datasets, groups, strict=True)
     ]
     batches = Batches(sources, training.batch, training.seed)
 
-    network = gate_network(config.gate)
+    network = gate_network(config.gate).to(machine.device)
     optimizer = build_optimizer(network, training)
     schedule = build_schedule(optimizer, training)
     parts = {"network": network, "optimizer": optimizer, "schedule": schedule}
@@ -131,19 +133,23 @@ def train_gate(
     first = load_state(checkpoint, parts) if resume else 0
 
     saved = asked = time.monotonic()
-    with Log(training.output, report) as log:
-        for done, batch in enumerate(ahead(batches, range(first, training.steps)), start=first + 1):
+    coming = ahead(batches, range(first, training.steps), workers_of(training, machine))
+    with Log(training.output, first, training.steps, report, training.tensorboard) as log:
+        for done, batch in enumerate(coming, start=first + 1):
             waited = time.monotonic() - asked
+            batch = batch.to(machine.device)
             network.train()
             loss = cross_entropy(network(batch.image)[:, 0], batch.targets["foreground"])
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
-            torch.nn.utils.clip_grad_norm_(network.parameters(), MOST_GRADIENT)
+            torch.nn.utils.clip_grad_norm_(network.parameters(), training.clip)
             optimizer.step()
             schedule.step()
-            log.step({"cross_entropy": loss}, waited)
+            log.part({"cross_entropy": loss})
+            log.step(waited)
             last = done == training.steps
             if done % LOG_EVERY == 0 or last:
+                log.require_finite()
                 log.write({"step": done} | log.means())
             if progress:
                 progress("training", done, training.steps)
@@ -151,7 +157,7 @@ def train_gate(
                 save_state(checkpoint, parts, done)
                 saved = time.monotonic()
             asked = time.monotonic()
-        probability, label = score(network.eval(), validation, training.plan, progress)
+        probability, label = score(network.eval(), validation, training.plan, machine.device, progress)
         gate = with_threshold(config, probability, label)
         log.write({"step": training.steps, "threshold": gate.threshold} | gate.validation)
     return save_gate(network, gate, config.model, training.output / "model")
@@ -164,7 +170,11 @@ def cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
 
 def score(
-    network: torch.nn.Module, cases: Sequence[TrainingCase], plan: Plan, progress: Progress | None = None
+    network: torch.nn.Module,
+    cases: Sequence[TrainingCase],
+    plan: Plan,
+    device: torch.device,
+    progress: Progress | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Probability and label of every window of some scans whose label is known."""
     probabilities, labels = [np.empty(0)], [np.empty(0)]
@@ -173,7 +183,7 @@ def score(
         starts: list[Start] = tiling.starts()
         label = np.array([holds_foreground(case.codes[tiling.inside(start)], case.table) for start in starts])
         known = [start for start, one in zip(starts, label, strict=True) if one != UNKNOWN]
-        image = torch.from_numpy(case.image.astype(np.float32))
+        image = torch.from_numpy(case.image.astype(np.float32)).to(device)
         probabilities.append(foreground_probability(network, image, tiling, known))
         labels.append(label[label != UNKNOWN])
         if progress:
@@ -189,7 +199,10 @@ def with_threshold(config: GateConfig, probability: np.ndarray, label: np.ndarra
     held, empty = np.sort(probability[label == 1]), probability[label == 0]
     if not len(held):
         raise ConfigError(
-            config.training.split, "validation cases with windows that hold foreground", "none", "list more patients"
+            config.training.split or config.training.data,
+            "validation cases with windows that hold foreground",
+            "none",
+            "let more patients validate",
         )
     threshold = float(held[int(np.floor((1 - config.recall) * len(held) + 1e-9))])
     validation = {
@@ -212,7 +225,7 @@ def save_gate(network: torch.nn.Module, gate: GatePlan, model: Path, folder: Pat
             with replacing(folder / path.name) as temporary:
                 shutil.copyfile(path, temporary)
     with replacing(folder / WEIGHTS) as temporary:
-        save_file({name: value.contiguous() for name, value in network.state_dict().items()}, temporary)
+        save_file({name: value.cpu().contiguous() for name, value in network.state_dict().items()}, temporary)
     with replacing(folder / PLAN) as temporary:
         temporary.write_text(Plan.read(source / PLAN).with_(gate=gate).to_json())
     return folder

@@ -116,7 +116,7 @@ def test_it_learns_and_is_stored_beside_the_model(raw, trained):
     plan = Plan.read(trained / "plan.json")
     assert plan.with_(gate=None) == PLAN
     assert plan.gate.threshold == rows[-1]["threshold"] and plan.gate.ct_windows_hu == ((-900, 650), (-175, 250))
-    assert sorted(path.name for path in trained.iterdir()) == [WEIGHTS, "README.md", "plan.json", "weights.safetensors"]
+    assert sorted(path.name for path in trained.iterdir()) == ["README.md", WEIGHTS, "plan.json", "weights.safetensors"]
     assert (trained / "weights.safetensors").read_bytes() == (raw / "model" / "weights.safetensors").read_bytes()
     assert Plan.read(raw / "model" / "plan.json").gate is None
 
