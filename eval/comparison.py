@@ -12,9 +12,9 @@ import numpy as np
 from eval.bootstrap import mean_interval
 from eval.paired import gaps, permutation_p, wilcoxon_p
 from eval.scores import Scores, lower_is_better, read_scores
-from eval.tables import Table, with_interval
+from eval.tables import Table, p_text, with_interval
 
-MOST_CHANGED = 10  # cases listed a metric and side
+MOST_CHANGED = 5  # cases listed a metric and side
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,8 +114,8 @@ class Comparison:
                 with_interval(one["mean_a"], None, 3),
                 with_interval(one["mean_b"], None, 3),
                 with_interval(one["difference"], one["interval"], 3),
-                with_interval(one["p"], None, 4),
-                with_interval(one["p_wilcoxon"], None, 4),
+                p_text(one["p"]),
+                p_text(one["p_wilcoxon"]),
                 f"{one['a_better']} / {one['equal']} / {one['b_better']}",
             ]
             for metric, one in self.differences.items()

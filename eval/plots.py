@@ -76,8 +76,7 @@ def places(ranking: Ranking) -> Figure:
 
     Source: Wiesenfarth et al., Sci. Rep. 11 (2021).
     """
-    count = len(ranking.places)
-    order = np.argsort(ranking.mean_ranks, kind="stable")
+    count, order = len(ranking.places), ranking.order
     figure, axes = _panel(1.2 + 0.42 * count)
     for y, system in enumerate(order):
         taken, times = np.unique(ranking.sampled_places[:, system], return_counts=True)
@@ -90,9 +89,8 @@ def places(ranking: Ranking) -> Figure:
 
 def spread(ranking: Ranking) -> dict[str, dict[str, np.ndarray]]:
     """Metric -> system -> (n,) values of the cases, best system first, for `violins`."""
-    order = np.argsort(ranking.mean_ranks, kind="stable")
     return {
-        metric: {ranking.scores.systems[system]: values[system] for system in order}
+        metric: {ranking.scores.systems[system]: values[system] for system in ranking.order}
         for metric, values in ranking.scores.values.items()
     }
 
@@ -130,17 +128,19 @@ def violins(panels: Mapping[str, Mapping[str, np.ndarray]]) -> Figure:
 
 
 @rc_context(STYLE)
-def significance(names: Sequence[str], p_values: Mapping[str, np.ndarray], alpha: float) -> Figure:
-    """Significance map, one panel a metric: metric -> (n, n) p that the row is no better than the column, NaN where
-    there is no pair. Cells with p < alpha are filled.
+def significance(ranking: Ranking, metrics: Sequence[str], alpha: float) -> Figure:
+    """Significance map, one panel a metric, best system first: the Wilcoxon p that the row is no better than the
+    column. Cells with p < alpha are filled.
 
     Source: Wiesenfarth et al., Sci. Rep. 11 (2021), figure 6.
     """
-    count = len(names)
+    count = len(ranking.order)
+    names = [ranking.scores.systems[system] for system in ranking.order]
     side = 1.4 + 0.5 * count
-    figure = Figure(figsize=(WIDTH, side * len(p_values)), layout="constrained")
+    figure = Figure(figsize=(WIDTH, side * len(metrics)), layout="constrained")
     colours = ListedColormap(["#00000000", COLOURS[0]])
-    for axes, (metric, matrix) in zip(np.atleast_1d(figure.subplots(len(p_values), 1)), p_values.items(), strict=True):
+    for axes, metric in zip(np.atleast_1d(figure.subplots(len(metrics), 1)), metrics, strict=True):
+        matrix = ranking.p_values[metric][np.ix_(ranking.order, ranking.order)]
         axes.imshow(matrix < alpha, cmap=colours, vmin=0, vmax=1, alpha=0.6)
         if count <= 12:
             for (row, column), p in np.ndenumerate(matrix):

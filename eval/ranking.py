@@ -21,7 +21,7 @@ from scipy.stats import kendalltau, rankdata
 from eval.bootstrap import drawn_clusters, mean_interval
 from eval.paired import gaps, holm, permutation_p, wilcoxon_p
 from eval.scores import Scores, lower_is_better
-from eval.tables import Table, with_interval
+from eval.tables import Table, p_text, with_interval
 
 ALPHA = 0.05
 
@@ -38,6 +38,11 @@ class Ranking:
     def mean_ranks(self) -> np.ndarray:
         """(systems,) mean rank, 1 is best."""
         return self._aggregated(np.arange(len(self._sums[1][0])))
+
+    @cached_property
+    def order(self) -> np.ndarray:
+        """(systems,) numbers of the systems, best first."""
+        return np.argsort(self.mean_ranks, kind="stable")
 
     @cached_property
     def places(self) -> np.ndarray:
@@ -82,7 +87,7 @@ class Ranking:
         low, high = self._place_intervals()
         first = (self.sampled_places == 1).mean(axis=0) if len(self.sampled_places) else np.full(len(low), np.nan)
         rows = []
-        for system in np.argsort(self.mean_ranks, kind="stable"):
+        for system in self.order:
             row: dict[str, Any] = {
                 "place": int(self.places[system]),
                 "system": self.scores.systems[system],
@@ -126,10 +131,11 @@ class Ranking:
             "p that the row is no better than the column: Wilcoxon signed rank / sign-flip permutation of whole "
             f"patients or cases, both after Holm; * where both are below {ALPHA:g}."
         )
+        names = [self.scores.systems[system] for system in self.order]
         for metric, matrix in self.p_values.items():
-            both = np.stack([matrix, self.permutation_p_values[metric]], axis=-1)
-            rows = [[name, *map(_printed, line)] for name, line in zip(self.scores.systems, both, strict=True)]
-            tables.append(Table(f"Significance, {metric}", ["row better than", *self.scores.systems], rows))
+            both = np.stack([matrix, self.permutation_p_values[metric]], axis=-1)[np.ix_(self.order, self.order)]
+            rows = [[name, *map(_printed, line)] for name, line in zip(names, both, strict=True)]
+            tables.append(Table(f"Significance, {metric}", ["row better than", *names], rows))
         tables[-1].notes.append(note)
         return tables
 
@@ -236,5 +242,4 @@ def _printed(p_values: np.ndarray) -> str:
     """Two p values of one pair; nothing on the diagonal."""
     if np.isnan(p_values).all():
         return ""
-    texts = ["–" if np.isnan(p) else f"{p:.4f}" for p in p_values]
-    return " / ".join(texts) + (" *" if (p_values < ALPHA).all() else "")
+    return " / ".join(map(p_text, p_values)) + (" *" if (p_values < ALPHA).all() else "")

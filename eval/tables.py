@@ -26,6 +26,11 @@ def with_interval(value: float | None, interval: tuple[float, float] | None, dig
     return text if interval is None else f"{text} [{interval[0]:.{digits}f}, {interval[1]:.{digits}f}]"
 
 
+def p_text(p: float) -> str:
+    """A p value to four decimals; a dash where there is none."""
+    return "–" if np.isnan(p) else "<0.0001" if p < 0.0001 else f"{p:.4f}"
+
+
 def markdown(tables: list[Table]) -> str:
     """The tables as GitHub markdown, each under its title and above its notes."""
     blocks = []

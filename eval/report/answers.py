@@ -28,7 +28,7 @@ from seg_backbone.labels import canonical
 from seg_backbone.volume import Mask, Volume, require_same_grid
 
 Row = dict[str, Any]
-Progress = Callable[[int, int, str], None]
+Progress = Callable[[int, int], None]
 
 WORST_OF_TYPE = 4
 STRATA = ("property", "fact", "region", "modality", "dataset", "source", "wording")  # keys of a question
@@ -49,7 +49,7 @@ class Pictures:
 def answers_page(results: AnswerResults, pictures: Pictures | None = None, progress: Progress | None = None) -> Page:
     """Build the page. The files that were scored are read again for the words of the worst questions.
 
-    progress: called with (pictures done, pictures, image).
+    progress: called with (images done, images).
     """
     asked, answered = results.source["reference"], results.source["answers"]
     gathered = Gathered(results.name, read_strata(asked))
@@ -255,7 +255,7 @@ def _examples(
                 picture, note = _picture(questions[key], given.get(key, {}), scan, mask, pictures.labels)
                 drawn[key] = picture, " ".join(filter(None, [note, why]))
         if progress is not None:
-            progress(done, len(images), image)
+            progress(done, len(images))
     for row in rows:
         question, answer = questions.get(row["id"], {}), given.get(row["id"], {})
         facts = [

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,35 +15,33 @@ from eval import plots
 from eval.bootstrap import mean_interval
 from eval.report.page import Example, Page, Plot, Section
 from eval.report.slices import Background, Folder, draw_slice, worst_slice
-from eval.segmentation import MaskResults, case_files, turned_like
+from eval.segmentation import MaskResults
 from eval.tables import Table, with_interval
 from seg_backbone.errors import InputError
+from seg_backbone.geometry import from_canonical, to_canonical
 from seg_backbone.io import read_mask, read_volume
 from seg_backbone.labels import display
 from seg_backbone.volume import Mask, require_same_grid
 
 Row = dict[str, Any]
-Progress = Callable[[int, int, str], None]
+Progress = Callable[[int, int], None]
 
 WORST_OF_CLASS = 3
 MOST_EXAMPLES = 24
 MOST_ROWS = 500  # of the table of every case
 SIZES_ML = (1.0, 10.0, 100.0)  # edges of the size strata
 MOST_PANEL = 24  # classes in one figure
-OUTLINES = (
-    "Reference in blue, prediction in orange, on the slice where they differ most; axial, patient's right on the left."
-)
 
 
 def masks_page(results: MaskResults, scans: Folder | None = None, progress: Progress | None = None) -> Page:
     """Build the page. scans: for the pictures; without them the masks alone are drawn.
 
-    progress: called with (pictures done, pictures, case).
+    progress: called with (cases done, cases).
     """
     rows = results.rows()
     scored = [row for row in rows if _known(row["dsc"])]
     return Page(
-        f"Masks, protocol {results.protocol.name}",
+        f"Masks, protocol {results.metrics()['protocol']}",
         _facts(results, rows),
         [
             Section("Scores", tables=results.tables(), plots=_score_plots(results)),
@@ -53,7 +53,8 @@ def masks_page(results: MaskResults, scans: Folder | None = None, progress: Prog
             ),
             Section(
                 "Worst cases",
-                f"The lowest DSC of every class. {OUTLINES}",
+                "The lowest DSC of every class. Reference in blue, prediction in orange, on the axial slice where they "
+                "differ most.",
                 examples=list(_examples(results, worst(scored), scans, progress)),
             ),
             Section("Every case", "A click on a column's head sorts.", tables=[_every_case(rows)] if rows else []),
@@ -165,32 +166,42 @@ def _every_case(rows: Sequence[Row]) -> Table:
 def _examples(
     results: MaskResults, rows: Sequence[Row], scans: Folder | None, progress: Progress | None
 ) -> Iterator[Example]:
-    predictions, references = case_files(results.pred_dir), case_files(results.ref_dir)
+    predictions, references = Folder(Path(results.pred_dir)), Folder(Path(results.ref_dir))
     pictures: dict[tuple[str, str], tuple[str, str]] = {}
     cases = list(dict.fromkeys(row["case"] for row in rows))
     for done, case in enumerate(cases, 1):  # each case is read once
-        names = [row["class"] for row in rows if row["case"] == case]
+        own = [row for row in rows if row["case"] == case]
         try:
-            reference = read_mask(references[case])
-            prediction = read_mask(predictions[case]) if case in predictions else None
-            if prediction is not None and not results.protocol.official:
-                prediction = turned_like(prediction, reference)
-            scan, missing = _background(scans, case, reference)
-            for name in names:
-                picture, note = _picture(results, name, reference, prediction, scan)
-                pictures[case, name] = picture, " ".join(filter(None, [note, missing]))
-        except (InputError, KeyError) as error:  # a file that went away since it was scored
-            pictures.update({(case, name): ("", f"No picture: {error}") for name in names})
+            reference = read_mask(references.require(case))
+            predicted = any(_known(row["predicted_ml"]) for row in own)
+            prediction = _on_grid(read_mask(predictions.require(case)), reference) if predicted else None
+            scan, why = _background(scans, case, reference)
+            for row in own:
+                picture, note = _picture(results, row["class"], reference, prediction, scan)
+                pictures[case, row["class"]] = picture, " ".join(filter(None, [note, why]))
+        except InputError as error:  # a file that went away since it was scored
+            pictures.update({(case, row["class"]): ("", f"No picture: {error}") for row in own})
         if progress is not None:
-            progress(done, len(cases), case)
+            progress(done, len(cases))
     for row in rows:
-        picture, note = pictures[row["case"], row["class"]]
         facts = [
             (key.replace("_", " "), _cell(value))
             for key, value in row.items()
             if key not in ("case", "class") and value != "" and _known(value)
         ]
-        yield Example(f"{row['case']}: {display(row['class'])}", facts, picture, note)
+        yield Example(f"{row['case']}: {display(row['class'])}", facts, *pictures[row["case"], row["class"]])
+
+
+def _on_grid(mask: Mask, reference: Mask) -> Mask:
+    """The mask with its axes turned as the reference's; where its header puts it elsewhere, its array as it is stored,
+    which is how the official protocols score it. Raises GridError where the shapes differ too."""
+    array, grid = to_canonical(mask.array, mask.grid)
+    _, wanted = to_canonical(reference.array, reference.grid)
+    if grid.same_as(wanted):
+        return replace(mask, array=from_canonical(array, reference.grid), grid=reference.grid)
+    if mask.grid.shape != reference.grid.shape:
+        require_same_grid(reference, mask)
+    return replace(mask, grid=reference.grid)
 
 
 def _background(scans: Folder | None, case: str, reference: Mask) -> tuple[Background | None, str]:
@@ -210,10 +221,7 @@ def _picture(
 ) -> tuple[str, str]:
     """The <svg> and its caption."""
     truth = reference.array == results.labels[name]
-    ours = None
-    if prediction is not None:
-        known = results.pred_labels.get(name)
-        ours = prediction.array == known if known is not None else np.zeros(truth.shape, dtype=bool)
+    ours = None if prediction is None else replace(prediction, labels=results.pred_labels).of(name)
     view = worst_slice(truth, ours, reference.grid)
     if view is None:
         return "", "Nothing to draw."

@@ -59,8 +59,8 @@ def ranking_page(ranking: Ranking) -> Page:
                 "Filled: the row is better than the column (one-sided Wilcoxon signed rank, Holm).",
                 tables=tests,
                 plots=[
-                    Plot(metric, plots.inline_svg(plots.significance(scores.systems, {metric: matrix}, ALPHA)))
-                    for metric, matrix in list(ranking.p_values.items())[:MOST_PANELS]
+                    Plot(metric, plots.inline_svg(plots.significance(ranking, [metric], ALPHA)))
+                    for metric in list(scores.values)[:MOST_PANELS]
                 ],
             ),
         ],
@@ -85,7 +85,8 @@ def comparison_page(comparison: Comparison) -> Page:
     }
     forest = [Plot("Differences", plots.inline_svg(plots.intervals(shares, f"{a} - {b}", zero=True)))] if shares else []
     pairs = []
-    for metric in list(scores.values)[:MOST_PANELS]:
+    clearest = sorted(scores.values, key=lambda metric: np.nan_to_num(comparison.differences[metric]["p"], nan=2))
+    for metric in clearest[:MOST_PANELS]:
         one, other = comparison.paired(metric)
         if len(one):
             figure = plots.against(one, other, a, b, metric)
@@ -107,7 +108,7 @@ def comparison_page(comparison: Comparison) -> Page:
         ],
         [
             Section("Differences", tables=[differences], plots=forest),
-            Section("Case by case", plots=pairs),
+            Section("Case by case", "The metrics of the smallest p.", plots=pairs),
             Section("Changed most", tables=changed),
         ],
     )

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -53,6 +51,7 @@ def answers(
     from eval.report.slices import Folder
     from seg_backbone.errors import ConfigError
     from seg_backbone.labels import read_labels
+    from vlm.cli.progress import bar
 
     if labels is None and masks is not None and (masks / "labels.json").is_file():
         labels = masks / "labels.json"
@@ -77,7 +76,7 @@ def answers(
         seed=seed,
         resamples=resamples,
     )
-    with _bar("report") as progress:
+    with bar("drawing") as progress:
         page = answers_page(results, pictures, progress)
     _finish(results, out, as_json, page=page)
 
@@ -106,13 +105,14 @@ def masks(
     from eval.report.slices import Folder
     from eval.segmentation import evaluate_masks, find_manifest, read_annotated
     from seg_backbone.labels import read_labels
+    from vlm.cli.progress import bar
 
     if manifest is None and protocol == "corrected":
         manifest = find_manifest(ref_dir)
         if manifest is not None:
             print(f"Annotated classes from {manifest}", file=sys.stderr)
     folder = Folder(scans) if scans else None
-    with _bar("scoring") as progress:
+    with bar("scoring") as report:
         results = evaluate_masks(
             pred_dir,
             ref_dir,
@@ -120,11 +120,11 @@ def masks(
             read_labels(labels) if labels else None,
             pred_labels=read_labels(pred_labels) if pred_labels else None,
             annotated=read_annotated(manifest, ref_dir) if manifest else None,
-            progress=progress,
+            progress=lambda done, total, case: report(done, total),
             seed=seed,
             resamples=resamples,
         )
-    with _bar("report") as progress:
+    with bar("drawing") as progress:
         page = masks_page(results, folder, progress)
     _finish(results, out, as_json, page=page)
 
@@ -158,7 +158,7 @@ def rank(
     ranking = Ranking(scores, seed, resamples)
     plots.save_png(plots.places(ranking), out / "places.png")
     plots.save_png(plots.violins(plots.spread(ranking)), out / "scores.png")
-    plots.save_png(plots.significance(scores.systems, ranking.p_values, ALPHA), out / "significance.png")
+    plots.save_png(plots.significance(ranking, list(scores.values), ALPHA), out / "significance.png")
     names = ("leaderboard.json", "leaderboard.csv", "leaderboard.md")
     _finish(ranking, out, as_json, names, ranking_page(ranking))
 
@@ -209,17 +209,6 @@ def efficiency(
     if results.exit_code != 0:
         print(f"error: the command ended with exit code {results.exit_code}", file=sys.stderr)
         raise typer.Exit(1)
-
-
-@contextmanager
-def _bar(what: str) -> Iterator[Callable[[int, int, str], None]]:
-    """What a progress bar on standard error is told: (done, all, the one in hand). Silent when piped."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
-        task = bar.add_task(what, total=None)
-        yield lambda done, total, name: bar.update(task, completed=done, total=total, description=f"{what}: {name}")
 
 
 def _finish(
