@@ -7,15 +7,19 @@ Every horizontal axis therefore runs from the canonical axis's end to its start.
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.image import imsave
 from matplotlib.patches import Patch
 
+from seg_backbone.errors import ConfigError
 from seg_backbone.geometry import Grid, to_canonical
 from seg_backbone.io import replacing
 from seg_backbone.labels import LESIONS, display
@@ -25,6 +29,7 @@ from seg_backbone.volume import Mask, Volume, require_same_grid
 CT_WINDOW_HU = (-160.0, 240.0)  # soft tissue
 MR_PERCENTILES = (1.0, 99.5)
 ALPHA = 0.45
+SLICE_PIXELS = 1024
 LESION_RGB = (0.95, 0.2, 0.2)
 # name, canonical axis of the slices, the viewer's left
 PLANES = (("axial", 2, "R"), ("coronal", 1, "R"), ("sagittal", 0, "A"))
@@ -68,6 +73,47 @@ def write_preview(volume: Volume, mask: Mask, instances: Instances, path: str | 
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png")
     return Path(path)
+
+
+def slice_png(volume: Volume, mask: Mask, plane: str, index: int, overlay: bool = True) -> bytes:
+    """One slice as PNG, drawn as a preview draws it, its pixels square and at most SLICE_PIXELS on a side.
+
+    plane: "axial", "coronal" or "sagittal". index: from 0 along the array axis nearest to the plane's normal, as in
+    the file and in an instance's `slice`. overlay: with the mask's colours. Raises GridError where volume and mask
+    differ in grid, ConfigError for an unknown plane or a slice outside the scan.
+    """
+    require_same_grid(volume, mask)
+    slices = count_slices(volume.grid)
+    if plane not in slices:
+        raise ConfigError("plane", f"one of {', '.join(slices)}", repr(plane), "correct it")
+    if not 0 <= index < slices[plane]:
+        raise ConfigError(f"{plane} slice", f"0 to {slices[plane] - 1}", str(index), "take one inside the scan")
+    axis = next(axis for name, axis, _ in PLANES if name == plane)
+    (turned,) = (flip for along, flip in nib.io_orientation(volume.grid.affine) if along == axis)
+    number = index if turned > 0 else slices[plane] - 1 - index
+    image, grid = to_canonical(volume.array, volume.grid)
+    ids, _ = to_canonical(mask.array, mask.grid)
+
+    # pixel -> (horizontal, vertical) voxel: the nearest one, both axes from their end to their start
+    size_mm = np.delete(grid.spacing_mm * grid.shape, axis)
+    step = max(np.delete(grid.spacing_mm, axis).min(), size_mm.max() / SLICE_PIXELS)
+    across, down = (
+        ((np.arange(max(1, round(size / step))) + 0.5) * step / size * n).astype(int).clip(0, n - 1)[::-1]
+        for size, n in zip(size_mm, np.delete(grid.shape, axis), strict=True)
+    )
+    low, high = window_of(volume)
+    grey = np.clip((image.take(number, axis=axis)[across][:, down].T - low) / max(high - low, 1e-6), 0, 1)
+    colour = _colours(mask.labels)[ids.take(number, axis=axis)[across][:, down].T] * overlay
+    rgb = grey[..., None] * (1 - colour[..., 3:]) + colour[..., :3] * colour[..., 3:]
+    png = io.BytesIO()
+    imsave(png, (rgb * 255).round().astype(np.uint8), format="png")
+    return png.getvalue()
+
+
+def count_slices(grid: Grid) -> dict[str, int]:
+    """Plane -> how many slices a scan has of it."""
+    shape = to_canonical(np.broadcast_to(np.zeros(1), grid.shape), grid)[1].shape
+    return {name: shape[axis] for name, axis, _ in PLANES}
 
 
 def _foremost(instances: Instances) -> Instance | None:
