@@ -20,6 +20,7 @@ VERBS = {
     "ask": "vlm.cli.ask:ask",
     "chat": "vlm.cli.chat:chat",
     "batch": "vlm.cli.batch:batch",
+    "serve": "vlm.cli.serve:serve",
     "info": "vlm.cli.info:info",
     "evaluate": "vlm.cli.evaluate:app",
     "configure": "vlm.cli.configure:configure",
