@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import io
 import json
 import os
-import shutil
 import signal
 import socket
-import subprocess
-import sys
 import threading
+import time
 import uuid
 from pathlib import Path
 
 import numpy as np
 import pytest
 from matplotlib.image import imread
-from phantoms import phantom, tiny_models
+from phantoms import phantom
 
 from seg_backbone.io import read_mask, write_volume
 from seg_backbone.preview import slice_png
@@ -184,6 +183,7 @@ def test_only_what_is_served_may_be_opened(client, shelf, folder: Path) -> None:
 
 def test_the_least_recently_used_scan_is_closed(client, shelf, monkeypatch, phantom_id) -> None:
     monkeypatch.setattr("vlm.infer.shelf.OPEN_SCANS", 1)
+    shelf.opened.clear()
     key = client("POST", "/api/sessions", {"scan": phantom_id})[1]["session"]
     first = client("POST", f"/api/sessions/{key}/ask", {"question": "Where are the tumours?"})
     client("POST", "/api/scans", {"path": "deep/again.nii.gz"})
@@ -252,19 +252,27 @@ def test_mistakes_in_the_call_are_told_before_the_models_load(run, monkeypatch, 
     assert code == 2 and "expected a free port" in stderr and stderr.count("\n") == 1
 
 
-def test_the_command_serves_until_it_is_interrupted(llm_folder, folder: Path, tmp_path: Path) -> None:
-    model = tiny_models(tmp_path, llm_folder)
-    scan = shutil.copy(folder / "secret.nii.gz", tmp_path / "one.nii.gz")
-    command = [sys.executable, "-m", "vlm.cli", "serve", scan, "--port", "0", "--model", model, "--device", "cpu"]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
-    ) as process:
-        line = process.stdout.readline()
-        assert line.startswith("http://127.0.0.1:") and "serves 1 scans" in line
-        client = Client(int(line.split(":")[2].split()[0]))
-        (one,) = client("GET", "/api/scans")[1]
-        assert client("POST", f"/api/scans/{one['id']}/ask", {"question": "How many tumours?"})[0] == 200
-        process.send_signal(signal.SIGINT)
-        _, stderr = process.communicate(timeout=30)
-    assert (process.returncode, stderr) == (0, "")
+def test_the_command_serves_until_it_is_interrupted(run, engine, monkeypatch, folder: Path) -> None:
+    monkeypatch.setattr("vlm.infer.engine.Engine.load", lambda *_: engine)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        client = Client(listener.getsockname()[1])
+    replies = []
+
+    def visit() -> None:
+        try:
+            for _ in range(200):
+                with contextlib.suppress(ConnectionError):
+                    (one,) = client("GET", "/api/scans")[1]
+                    replies.append(client("POST", f"/api/scans/{one['id']}/ask", {"question": "How many tumours?"}))
+                    return
+                time.sleep(0.05)
+        finally:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    visitor = threading.Thread(target=visit)
+    visitor.start()
+    code, stdout, stderr = run("serve", folder / "secret.nii.gz", "--port", client.port)
+    visitor.join()
+    assert (code, stderr) == (0, "")
+    assert stdout == f"http://127.0.0.1:{client.port} (scans: 1; Ctrl-C ends)\n"
+    assert [status for status, _ in replies] == [200]

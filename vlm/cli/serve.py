@@ -50,7 +50,7 @@ def serve(
         app = make_app(shelf, loopback)
         config = uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=5)
         shown = f"[{host}]" if ":" in host else host
-        print(f"http://{shown}:{listener.getsockname()[1]} serves {len(shelf.entries)} scans; Ctrl-C ends", flush=True)
+        print(f"http://{shown}:{listener.getsockname()[1]} (scans: {len(shelf.entries)}; Ctrl-C ends)", flush=True)
         if not loopback:
             print("note: whoever reaches this address can see the scans", file=sys.stderr)
         with contextlib.suppress(KeyboardInterrupt):

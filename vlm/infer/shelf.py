@@ -86,7 +86,7 @@ class Shelf:
         if not allowed:
             todo = "start `vlm serve` with its folder, or with --any-path"
             raise OutsideError(path, "a scan among those served", "a path outside them", todo)
-        there = [place for place in allowed if split_series(place)[0].exists()]
+        there = [place for place in allowed if os.path.exists(split_series(place)[0])]
         chosen = (there or allowed)[0]
         return self._open_new(Entry(_id(chosen), chosen))
 
@@ -233,7 +233,7 @@ class Shelf:
 def scans_of(root: Path) -> list[Path]:
     """The scans of a folder, or the one scan named. Raises ScanError where there is none."""
     plain = split_series(root)[0]
-    if not plain.exists():
+    if not os.path.exists(plain):
         raise ScanError(root, "a scan or a folder of scans", "no such file", "check the path")
     if root.is_dir():
         scans = find_scans(root)[0]
@@ -248,7 +248,7 @@ def _id(path: Path) -> str:
 
 
 def _require_no_reference(path: Path) -> None:
-    """Raises ScanError for a header that names another file for its voxels: uploads must not read the server's files."""
+    """Raises ScanError for a header that names another file for its voxels: an upload must not read the server's."""
     with path.open("rb") as file:
         header = file.read(1 << 16)
     name = path.name.lower()
