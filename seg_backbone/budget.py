@@ -41,6 +41,7 @@ from seg_backbone.errors import ConfigError
 from seg_backbone.export import argmax_slabs
 from seg_backbone.fingerprint import CaseShape, Fingerprint
 from seg_backbone.geometry import to_canonical
+from seg_backbone.governor import MB, ram_mb
 from seg_backbone.io import read_volume
 from seg_backbone.nets import build_network
 from seg_backbone.plan import Plan
@@ -61,7 +62,6 @@ SCAN_BYTES = 14  # a voxel of the scan: values (2 to 4), two canonical byte maps
 WORKSPACE_MB = 40.0  # what the convolutions' library takes for itself, measured with torch 2.13 on a CPU
 CONTEXT_MB = 500.0  # what CUDA takes before the first tensor
 SLAB = 16  # slices that the export holds at once (argmax_slabs)
-MB = 1e6
 
 
 @dataclass(frozen=True)
@@ -286,7 +286,7 @@ def _count(
 
 def calibrate(plan: Plan, files: CaseFiles, device: str) -> Machine:
     """The rates of this machine, from reading one case, one window of a plan on it, and one slab of its export."""
-    process_mb = resident_mb()
+    process_mb = ram_mb()
     started = time.perf_counter()
     volume = read_volume(files.image, files.modality)
     image, _ = preprocess(volume, plan)
@@ -324,11 +324,6 @@ def measure_window(plan: Plan, files: CaseFiles, device: str) -> tuple[float, fl
             network(window).sum().item()  # the sum waits for a GPU
             seconds.append(time.perf_counter() - started)
     return min(seconds), used
-
-
-def resident_mb() -> float:
-    """RAM of this process now, MB; 0 where /proc is not there (not Linux): the prediction then leaves it out."""
-    return _status("VmRSS")
 
 
 def _start_peak(device: str) -> float:

@@ -2,15 +2,18 @@
 
 Enters what the work is made of (`Work`: voxels, classes, the cost of one window), leaves a `Choice` of settings that
 fits the `Budget`, the need that is predicted for it, and why. The order is the order of harm to the mask: window batch
-(none), dtype of the accumulators and slab of the export (next to none), step between windows (a little), working
-spacing (most). A step of it is taken only where it lowers a need that is over its cap. MB are 2^20 bytes everywhere.
+(none), dtype and place of the accumulators and slab of the export (next to none), size of the window and step between
+windows (a little), working spacing (most). A step of it is taken only where it lowers a need that is over its cap. What
+the machine has free is a cap too. MB are 2^20 bytes everywhere.
 """
 
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,9 +31,12 @@ LADDER: tuple[tuple[str, Any], ...] = (
     ("batch", 2),
     ("batch", 1),
     ("accumulator", "float16"),
+    ("place", "cpu"),
     ("slab", 8),
     ("slab", 4),
     ("slab", 1),
+    ("window", 0.75),
+    ("window", 0.5),
     ("step", 0.8),
     ("step", 1.0),
     ("coarser", 1.25),
@@ -40,7 +46,7 @@ LADDER: tuple[tuple[str, Any], ...] = (
 ACTIVATIONS = (
     6  # of the largest map live at once: a convolution's input and output, its norm, a reordered copy, the skips
 )
-MEASURE_BYTES = 15  # a voxel of the scan, while components are labelled and measured; components up to a tenth of it
+MEASURE_BYTES = 10  # a voxel of the scan, while components are labelled and measured; components up to a tenth of it
 PREPROCESS_NS, MEASURE_NS = 10.0, 60.0  # a voxel of the scan, on one core of 2020; they matter little beside windows
 MARGIN = 1.05  # on what is predicted beyond what the process holds already
 MARGIN_MB = 32.0
@@ -63,6 +69,11 @@ class Budget:
             if not cap > 0:
                 raise ConfigError(FLAGS[name], "a number above 0", f"{cap:g}", "raise it or leave it out")
 
+    def with_machine(self, machine: dict[str, float]) -> Budget:
+        """This budget with what the machine has free as caps where they are lower, see `machine_mb`."""
+        lower = {name: mb for name, mb in machine.items() if mb < self.caps().get(name, math.inf)}
+        return replace(self, **lower)
+
     def caps(self) -> dict[str, float]:
         """The caps that are set, by name."""
         given = {"ram_mb": self.ram_mb, "gpu_mb": self.gpu_mb, "seconds": self.seconds}
@@ -74,13 +85,16 @@ FLAGS = {"ram_mb": "--max-ram-mb", "gpu_mb": "--max-gpu-mb", "seconds": "--max-s
 
 @dataclass(frozen=True)
 class Choice:
-    """Settings of one run. batch: windows at once. accumulator: dtype name of the blended logits. slab: slices of the
-    scan exported at once. step: share of a window between neighbours. coarser: factor on the plan's spacing.
+    """Settings of one run. batch: windows at once. accumulator: dtype name of the blended logits. place: where they are
+    kept, "device" (where the network runs) or "cpu". slab: slices of the scan exported at once. window: share of the
+    plan's window, by axis. step: share of a window between neighbours. coarser: factor on the plan's spacing.
     """
 
     batch: int = 1
     accumulator: str = "float32"
+    place: str = "device"
     slab: int = 16
+    window: float = 1.0
     step: float = 0.5
     coarser: float = 1.0
 
@@ -113,8 +127,9 @@ class Work:
 
     grid: the scan in canonical axes. spacing_mm, patch: of the plan. channels, classes: of the network, background
     included. window_mb: see the function. held_ram_mb, held_gpu_mb: what process and device hold already, the scan
-    included. on_gpu: where the network runs. elapsed, window_seconds, slice_seconds: spent so far; of one window; of
-    the export of one slice of the scan.
+    included. read_mb: what reading holds beside the scan. divisor: a window is a multiple of it, by axis. on_gpu: where
+    the network runs. elapsed, window_seconds, slice_seconds: spent so far; of one window; of the export of one slice of
+    the scan.
     """
 
     grid: Grid
@@ -125,40 +140,59 @@ class Work:
     window_mb: float
     held_ram_mb: float
     held_gpu_mb: float = 0.0
+    read_mb: float = 0.0
+    divisor: tuple[int, int, int] = (1, 1, 1)
     on_gpu: bool = False
     elapsed: float = 0.0
     window_seconds: float = 0.0
     slice_seconds: float = 0.0
 
+    def window(self, choice: Choice) -> tuple[int, int, int]:
+        """The window of a choice, in voxels: at least two of the deepest maps' voxels, as norms need several."""
+        if choice.window == 1:
+            return self.patch
+        sides = [
+            min(size, max(2, int(size * choice.window) // step) * step)
+            for size, step in zip(self.patch, self.divisor, strict=True)
+        ]
+        return sides[0], sides[1], sides[2]
+
     def need(self, choice: Choice) -> Need:
         """Peak memory by stage and seconds under a choice."""
+        window = self.window(choice)
+        share = math.prod(window) / math.prod(self.patch)
         spacing = np.array(self.spacing_mm) * choice.coarser
         shape = np.array(self.grid.with_spacing((spacing[0], spacing[1], spacing[2])).shape)
-        padded = np.maximum(shape, self.patch)
+        padded = np.maximum(shape, window)
         voxels, working, wide = (float(np.prod(n)) / MB for n in (self.grid.shape, shape, padded))
         # float32 after one and after two of the three axes, the one that shrinks most first (see resample_array)
         ratios = np.sort(shape / self.grid.shape)
         one, two = 4 * voxels * ratios[0], 4 * voxels * ratios[0] * ratios[1]
         inputs = 4 * self.channels * (working + (wide if (padded > shape).any() else 0))
         # logits are held one window deep, and where more follow, as much again as the next slab of the export reads
-        depth = self.patch[2]
+        depth = window[2]
         if padded[2] > depth:
             depth += math.ceil(choice.slab * shape[2] / self.grid.shape[2]) + 2
         area = float(np.prod(padded[:2])) / MB
-        logits = area * depth * self.classes * (4 if choice.accumulator == "float32" else 2) + 4 * area * self.patch[2]
+        logits = area * depth * self.classes * (4 if choice.accumulator == "float32" else 2) + 4 * area * window[2]
         # part, top, total and ratio in float32 with a temporary of each kind, ids and a comparison in uint8
         slab = 30 * self.grid.shape[0] * self.grid.shape[1] * min(choice.slab, self.grid.shape[2]) / MB
         masks = 2 * voxels  # ids and percent, filled while the windows run
-        blending = inputs + logits + choice.batch * self.window_mb
+        maps = choice.batch * share * self.window_mb
+        kept_in_ram = not self.on_gpu or choice.place == "cpu"
         stages = {
+            "read": self.read_mb,
             "preprocess": max(1.2 * one + voxels / 2, 2 * (one + two), 2 * two + 8 * working, 4 * working) + inputs,
-            "network": masks + working + (inputs if self.on_gpu else blending),
-            "export": masks + inputs + (0.0 if self.on_gpu else logits + slab),
+            "network": masks + working + inputs + (logits if kept_in_ram else 0) + (0 if self.on_gpu else maps),
+            "export": masks + inputs + (logits + slab if kept_in_ram else 0),
             "measure": MEASURE_BYTES * voxels,
         }
-        device = {"network": blending, "export": inputs + logits + slab} if self.on_gpu else {}
-        count = len(window_starts(tuple(padded.tolist()), self.patch, choice.step))
-        windows = count * self.window_seconds + voxels * MB * PREPROCESS_NS * 1e-9
+        device = {}
+        if self.on_gpu:
+            kept = 0 if kept_in_ram else logits
+            device = {"network": inputs + kept + maps, "export": inputs + kept + (slab if kept else 0)}
+        count = len(window_starts(tuple(padded.tolist()), window, choice.step))
+        windows = count * share * self.window_seconds + voxels * MB * PREPROCESS_NS * 1e-9
         return Need(
             {name: self.held_ram_mb + MARGIN_MB + MARGIN * more for name, more in stages.items()},
             {name: self.held_gpu_mb + MARGIN_MB + MARGIN * more for name, more in device.items()},
@@ -172,12 +206,14 @@ class Work:
 
 
 def choose(
-    budget: Budget, start: Choice, need: Callable[[Choice], Need], source: str
+    budget: Budget, start: Choice, need: Callable[[Choice], Need], source: str, machine: dict[str, float] | None = None
 ) -> tuple[Choice, Need, list[str]]:
     """The first settings down the ladder that fit the budget, the need predicted for them, and why each step was taken.
 
-    Raises ConfigError where nothing fits: it names the smallest caps that do.
+    machine: caps that nobody gave, see `machine_mb`. Raises ConfigError where nothing fits: it names the smallest caps
+    that do.
     """
+    given, budget = budget.caps(), budget.with_machine(machine or {})
     choice = start
     why: list[str] = []
     for name, value in LADDER:
@@ -195,13 +231,17 @@ def choose(
     if small:
         # a little more than now predicted: what the process holds differs from run to run
         least = ", ".join(f"{FLAGS[name]} {math.ceil(peaks[name] * 1.05)}" for name in small)
-        given = ", ".join(f"{FLAGS[name]} {cap:g}" for name, cap in small.items())
-        raise ConfigError(source, f"at least {least}", given, "raise the cap, or crop the scan")
+        found = [
+            f"{FLAGS[name]} {cap:g}" if cap == given.get(name) else f"{cap:.0f} MB free" for name, cap in small.items()
+        ]
+        todo = "raise the cap, or crop the scan" if small.keys() <= given.keys() else "free memory, or crop the scan"
+        raise ConfigError(source, f"at least {least}", ", ".join(found), todo)
     return choice, need(choice), why
 
 
-def window_mb(network: nn.Module, window: torch.Tensor) -> float:
-    """An upper estimate of the MB that one window takes, from the sizes of the maps of one run.
+def window_mb(network: nn.Module, window: torch.Tensor) -> tuple[float, tuple[int, int, int]]:
+    """An upper estimate of the MB that one window takes, from the sizes of the maps of one run, and how many voxels lie
+    behind one of the deepest map, by axis: they divide the sides of every window that the network takes.
 
     window: (1, channels, *patch) on the network's device.
     """
@@ -217,11 +257,33 @@ def window_mb(network: nn.Module, window: torch.Tensor) -> float:
     handles = [module.register_forward_hook(note) for module in network.modules() if not list(module.children())]
     try:
         with torch.inference_mode():
-            logits = network.decoder(network.encoder(window))
+            maps = network.encoder(window)
+            logits = network.decoder(maps)
     finally:
         for handle in handles:
             handle.remove()
-    return 4 * (ACTIVATIONS * largest + 2 * logits.numel()) / MB
+    deepest = [size // n for size, n in zip(window.shape[2:], maps[-1].shape[2:], strict=True)]
+    return 4 * (ACTIVATIONS * largest + 2 * logits.numel()) / MB, (deepest[0], deepest[1], deepest[2])
+
+
+def machine_mb() -> dict[str, float]:
+    """{"ram_mb": the most that this process can hold}: what the machine has free, a container or the shell allows."""
+    import psutil
+
+    process = psutil.Process()
+    memory = process.memory_info()
+    limits = [memory.rss + psutil.virtual_memory().available]
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):  # cgroup v2, v1
+        file = Path("/sys/fs/cgroup") / name
+        if file.is_file() and (text := file.read_text().strip()).isdigit():
+            limits.append(int(text))
+    if sys.platform != "win32":
+        import resource
+
+        allowed = resource.getrlimit(resource.RLIMIT_AS)[0]
+        if allowed != resource.RLIM_INFINITY:  # addresses, of which some are never filled: what is left of them
+            limits.append(memory.rss + max(0, allowed - memory.vms))
+    return {"ram_mb": min(limits) / MB}
 
 
 def ram_mb() -> float:
@@ -233,8 +295,6 @@ def ram_mb() -> float:
 
 def peak_ram_mb() -> float:
     """The most resident memory that this process has held since it started, earlier scans included."""
-    import sys
-
     if sys.platform == "win32":
         import psutil
 

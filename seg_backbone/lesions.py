@@ -87,7 +87,8 @@ class Instance:
 class Instances:
     """The instances of a scan in the order of their ids, and where they lie.
 
-    list: instance n has id n + 1. map: (i, j, k) uint32 of ids on the mask's grid, 0 where there is none.
+    list: instance n has id n + 1. map: (i, j, k) of ids on the mask's grid, 0 where there is none; uint16, but uint32
+    for more than 65535 instances.
     """
 
     list: list[Instance]
@@ -130,7 +131,7 @@ def find_instances(
     midline_mm = _midline_mm(mask.grid, volume) if any(_named_side(label) is None for label in present) else 0.0
     axial = mask.grid.axial_axis
     found: list[Instance] = []
-    where = np.zeros(mask.grid.shape, dtype=np.uint32, order="F" if mask.array.flags.fnc else "C")
+    where = np.zeros(mask.grid.shape, dtype=np.uint16, order="F" if mask.array.flags.fnc else "C")
     for label, place in present.items():
         part = mask.array[place] == mask.labels[label]
         # cc3d 4.1 reserves too few labels for scattered voxels in a thin bool array and raises; for uint8 it does not
@@ -171,6 +172,8 @@ def find_instances(
                     probability=None if probability is None else float(probability[crop][piece].mean(dtype=np.float64)),
                 )
             )
+            if len(found) > np.iinfo(where.dtype).max:
+                where = where.astype(np.uint32)
             where[crop][piece] = len(found)
     return Instances(found, where)
 

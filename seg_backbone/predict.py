@@ -6,8 +6,9 @@ shares one pass of the network with the mask.
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,9 @@ from seg_backbone.export import INTERPOLATIONS, argmax_slabs
 from seg_backbone.features import Collector, Features
 from seg_backbone.gate import foreground_probability, gate_input, load_gate
 from seg_backbone.geometry import Grid, to_canonical
-from seg_backbone.governor import MB, Budget, Choice, Work, choose, peak_ram_mb, ram_mb, window_mb
+from seg_backbone.governor import MB, Budget, Choice, Work, choose, machine_mb, peak_ram_mb, ram_mb, window_mb
 from seg_backbone.intake import as_volume
+from seg_backbone.io import foresee
 from seg_backbone.labels import other_side
 from seg_backbone.lesions import Instances, find_instances
 from seg_backbone.plan import Plan, Roi
@@ -44,6 +46,7 @@ from seg_backbone.sliding_window import BLENDINGS, Network, mirrored, predict_bl
 from seg_backbone.volume import Mask, Volume
 
 FAST_STEP = 0.8  # share of a window between neighbours in fast mode; FLARE's winners use 0.7 to 0.8
+UNKNOWN_WINDOW_BYTES = 3000  # a voxel of the window, before one was run: a U-Net with 64 features at full resolution
 GPU_BATCH = 4  # windows at once on a GPU; on a CPU more than one gains nothing
 
 
@@ -152,18 +155,25 @@ class Segmenter:
             raise ConfigError("--gate", "a model with a gate", f"{self.plan.name} without", "see vlm train gate --help")
         if verify_skips and budget.caps():
             raise ConfigError("verify_skips", "no caps", "some", "verify in a run without caps")
+        if max_ram_mb and isinstance(scan, str | Path):
+            self.foresee(scan, max_ram_mb)
         volume = as_volume(scan, modality)
         clock.lap("read")
         runtime = self.runtimes.choose(fast, bool(keep_stages))
         choice = Choice(batch=GPU_BATCH if self.device.type == "cuda" and not keep_stages else 1, step=settings.step)
         predicted = None
         why: list[str] = []
-        if budget.caps():
-            work = self._survey(volume, self._mirrored(runtime.forward, settings), settings, budget, clock)
-            choice, need, why = choose(budget, choice, work.need, volume.source)
+        patch, machine = self.plan.patch, self._machine_mb()
+        work = self._work(to_canonical(volume.array, volume.grid)[1], settings)
+        if budget.caps() or work.need(choice).excess(budget.with_machine(machine)):
+            work = self._survey(work, self._mirrored(runtime.forward, settings), budget, clock)
+            choice, need, why = choose(budget, choice, work.need, volume.source, machine)
             predicted = {**need.peaks(), **({} if max_seconds else {"seconds": None})}  # untimed without that cap
             if budget.seconds:
                 progress = with_deadline(progress, budget.seconds, clock, work.after_seconds(), volume.source)
+            patch = work.window(choice)
+            if patch != self.plan.patch:
+                runtime = self.runtimes.plain(fast, "windows smaller than the plan's come from torch")
             clock.lap("plan")
         image, grid = preprocess(
             volume, self.plan.with_(spacing_mm=tuple(s * choice.coarser for s in self.plan.spacing_mm))
@@ -171,20 +181,20 @@ class Segmenter:
         clock.lap("preprocess")
         runtime = self.runtimes.verified(runtime, torch.from_numpy(image))
         collector = Collector(self.network, self._mirrored(runtime.forward, settings), grid, keep_stages)
-        tiling = Tiling(grid.shape, self.plan.patch, choice.step)
+        tiling = Tiling(grid.shape, patch, choice.step)
         tensor = torch.from_numpy(image).to(self.device)
         skipped = (
             {} if keep_stages else self._skip(runtime.forward, tensor, volume, grid, tiling, settings, choice.batch)
         )
         del image
         clock.lap("skips")
-        mask, percent = self._segment(collector, tensor, volume, choice, settings, frozenset(skipped), progress, clock)
+        mask, percent = self._segment(collector, tensor, volume, choice, tiling, settings, skipped, progress, clock)
         said = skip_report(skipped, tiling, grid)
         if verify_skips:
             every = Collector(self.network, collector.forward, grid, ())
             whole = mask
             if skipped:
-                whole, _ = self._segment(every, tensor, volume, choice, settings, frozenset(), None, Clock())
+                whole, _ = self._segment(every, tensor, volume, choice, tiling, settings, {}, None, Clock())
                 clock.lap("verify")
             said |= difference(mask, whole)
             del whole
@@ -212,6 +222,7 @@ class Segmenter:
             "skipped": said,
             "budget": {
                 "caps": budget.caps(),
+                "machine": {name: round(mb, 1) for name, mb in machine.items()},
                 "chosen": asdict(choice),
                 "why": why,
                 "predicted": predicted,
@@ -227,25 +238,43 @@ class Segmenter:
         trained = self.plan.trained_on.get(modality, ())
         return [name for name in self.plan.classes if name not in trained]
 
-    def _survey(self, volume: Volume, network: Forward, settings: Settings, budget: Budget, clock: Clock) -> Work:
-        """What the scan will cost here: memory from shapes; for a cap on time one window and one slice are timed."""
-        grid = to_canonical(volume.array, volume.grid)[1]
-        channels, classes = len(self.plan.ct_windows_hu), len(self.plan.classes) + 1
-        window = torch.zeros((1, channels, *self.plan.patch), device=self.device)
-        each = window_mb(self.network, window)  # first: it also loads kernels, which stay in memory
-        if self.plan.gate and self._gated(settings):
+    def foresee(self, path: str | Path, max_ram_mb: float) -> None:
+        """Raises ConfigError, before anything is read, where the header tells that no settings keep the cap.
+
+        Raises ScanError for a NIfTI file that is none; formats whose header does not tell are let through.
+        """
+        known = foresee(path)
+        if known is None:
+            return
+        grid, scan, reading = known
+        canonical = to_canonical(np.broadcast_to(np.int8(0), grid.shape), grid)[1]
+        work = self._work(canonical, None, scan / MB, reading / MB)
+        choose(Budget(ram_mb=max_ram_mb), Choice(), replace(work, window_mb=0.0).need, str(path))
+
+    def _work(self, grid: Grid, settings: Settings | None, scan_mb: float = 0.0, read_mb: float = 0.0) -> Work:
+        """What a scan costs, from shapes alone. scan_mb: of a scan that is yet to be read."""
+        channels = len(self.plan.ct_windows_hu)
+        if self.plan.gate and settings and self._gated(settings):
             channels += len(self.plan.gate.ct_windows_hu)  # the scan is held a second time
-        work = Work(
+        return Work(
             grid=grid,
             spacing_mm=self.plan.spacing_mm,
             patch=self.plan.patch,
             channels=channels,
-            classes=classes,
-            window_mb=each,
-            held_ram_mb=ram_mb(),
+            classes=len(self.plan.classes) + 1,
+            window_mb=math.prod(self.plan.patch) * UNKNOWN_WINDOW_BYTES / MB,
+            held_ram_mb=ram_mb() + scan_mb,
             held_gpu_mb=self._held_gpu_mb(),
+            read_mb=read_mb,
             on_gpu=self.device.type == "cuda",
         )
+
+    def _survey(self, work: Work, network: Forward, budget: Budget, clock: Clock) -> Work:
+        """The work with what one window shows: its memory; for a cap on time the seconds of a window and a slice."""
+        window = torch.zeros((1, len(self.plan.ct_windows_hu), *work.patch), device=self.device)
+        # first: it also loads kernels, which stay in memory
+        each, divisor = window_mb(self.network, window)
+        work = replace(work, window_mb=each, divisor=divisor, held_ram_mb=ram_mb(), held_gpu_mb=self._held_gpu_mb())
         if budget.seconds is None:
             return work
         with torch.inference_mode():
@@ -253,12 +282,18 @@ class Segmenter:
             started = time.perf_counter()
             network(window).sum().item()  # the number waits for the device
         window_seconds = time.perf_counter() - started
-        shape = grid.with_spacing(self.plan.spacing_mm).shape
+        shape = work.grid.with_spacing(work.spacing_mm).shape
         started = time.perf_counter()
-        even = torch.zeros((), device=self.device).expand(classes, *shape)
-        next(argmax_slabs([even], shape, (*grid.shape[:2], 4), 4))
+        even = torch.zeros((), device=self.device).expand(work.classes, *shape)
+        next(argmax_slabs([even], shape, (*work.grid.shape[:2], 4), 4))
         slice_seconds = (time.perf_counter() - started) / 4
         return replace(work, elapsed=clock.total(), window_seconds=window_seconds, slice_seconds=slice_seconds)
+
+    def _machine_mb(self) -> dict[str, float]:
+        """What the machine has free as caps, see `machine_mb`; of the device too, where that is a GPU."""
+        if self.device.type != "cuda":
+            return machine_mb()
+        return {**machine_mb(), "gpu_mb": torch.cuda.mem_get_info(self.device)[1] / MB}
 
     def _mirrored(self, forward: Forward, settings: Settings) -> Forward:
         """The runtime, or its mean over the flips that the model was trained with."""
@@ -316,8 +351,9 @@ class Segmenter:
         image: torch.Tensor,
         volume: Volume,
         choice: Choice,
+        tiling: Tiling,
         settings: Settings,
-        skipped: frozenset[Start],
+        skipped: Collection[Start],
         progress: Callable[[int, int], None] | None,
         clock: Clock,
     ) -> tuple[Mask, np.ndarray]:
@@ -327,13 +363,14 @@ class Segmenter:
         blocks = predict_blocks(
             network,
             image,
-            self.plan.patch,
-            choice.step,
+            tiling.patch,
+            tiling.step,
             progress,
             choice.batch,
             getattr(torch, choice.accumulator),
             settings.blending,
             skipped,
+            torch.device("cpu") if choice.place == "cpu" else None,
         )
         array = np.zeros(volume.grid.shape, dtype=np.uint8)
         percent = np.zeros(volume.grid.shape, dtype=np.uint8)

@@ -60,18 +60,21 @@ class Runtimes:
 
     def choose(self, fast: bool, features: bool) -> Runtime:
         """The runtime for a scan. features: whether encoder features are kept. int8 comes only with `verified`."""
-        plain = Runtime("torch", torch_runtime(self.network, fast and self.device.type == "cuda"))
         if self.asked == "torch":
-            return plain
+            return self.plain(fast)
         if features:
-            return replace(plain, why="features come from torch")
+            return self.plain(fast, "features come from torch")
         if self.asked == "auto" and not (fast and self.device.type == "cpu" and has_package("openvino")):
-            return replace(plain, why="auto takes openvino where it is installed, in fast mode on a CPU")
+            return self.plain(fast, "auto takes openvino where it is installed, in fast mode on a CPU")
         name = "compile" if self.asked == "compile" else "openvino"
         if name not in self._made:
             make = compiled_runtime if name == "compile" else openvino_runtime
             self._made[name] = Runtime(name, make(self.network, self.channels, self.patch))
         return self._made[name]
+
+    def plain(self, fast: bool, why: str | None = None) -> Runtime:
+        """Torch, in mixed precision in fast mode on a GPU."""
+        return Runtime("torch", torch_runtime(self.network, fast and self.device.type == "cuda"), why)
 
     def verified(self, chosen: Runtime, image: torch.Tensor) -> Runtime:
         """The runtime, or one that agrees with torch where it does not; image: (channels, i, j, k), preprocessed."""

@@ -105,6 +105,7 @@ def predict_blocks(
     accumulator: torch.dtype = torch.float32,
     blending: str = "gaussian",
     skipped: Collection[tuple[int, ...]] = (),
+    keep_on: torch.device | None = None,
 ) -> Iterator[torch.Tensor]:
     """(channels, i, j, k) float32 -> (classes, i, j, n) logits of overlapping windows, block by block along k.
 
@@ -113,15 +114,17 @@ def predict_blocks(
     for. network: see `Network`; it gets up to `batch` windows of one start along k. progress(done, total) is called
     after every batch. accumulator: dtype of the sums and of the blocks. blending: see BLENDINGS. skipped: starts, as
     `window_starts` gives them for the padded image, of windows that are not run; a voxel that no window saw is
-    background. Where every window is skipped there are no blocks.
+    background. keep_on: where the sums and the blocks are, if not on the image's device. Where every window is skipped
+    there are no blocks.
     """
     padded, place = pad_to_patch(image, patch)
     rows, columns, depth = padded.shape[1:]
-    weights = BLENDINGS[blending](patch).to(image.device)
+    home = keep_on or image.device
+    weights = BLENDINGS[blending](patch).to(home)
     starts = window_starts((rows, columns, depth), patch, step)
     levels = sorted({start[2] for start in starts})
     total: torch.Tensor | None = None
-    norm = torch.zeros((rows, columns, patch[2]), device=image.device)
+    norm = torch.zeros((rows, columns, patch[2]), device=home)
     done, count, owed = 0, sum(start not in skipped for start in starts), 0
     for level, following in zip(levels, [*levels[1:], depth], strict=True):
         group = [start for start in starts if start[2] == level and start not in skipped]
@@ -132,11 +135,11 @@ def predict_blocks(
             origins = [tuple(s - p.start for s, p in zip(start, place, strict=True)) for start in some]
             found = network(crops[0] if len(crops) == 1 else torch.cat(crops), origins)
             if total is None:
-                total = torch.zeros((found.shape[1], *norm.shape), device=image.device, dtype=accumulator)
+                total = torch.zeros((found.shape[1], *norm.shape), device=home, dtype=accumulator)
                 if owed:
                     yield _background(total, owed)[:, place[0], place[1]]
             for (across, along, _), logits in zip(places, found, strict=True):
-                total[:, across, along] += logits.float() * weights
+                total[:, across, along] += logits.float().to(home) * weights
                 norm[across, along] += weights
             done += len(some)
             if progress:

@@ -11,6 +11,7 @@ from importlib import import_module
 from pathlib import Path
 
 from seg_backbone.errors import ScanError
+from seg_backbone.geometry import Grid
 from seg_backbone.io.image import Image, to_mask, to_volume
 from seg_backbone.volume import Mask, Volume
 
@@ -36,6 +37,19 @@ def read_volume(path: str | Path, modality: str | None = None) -> Volume:
     dropped. Raises ScanError: missing, no scan, not 3D, not finite, or all one value; see also `dicom.read_image`.
     """
     return to_volume(_read_image(path), path, modality)
+
+
+def foresee(path: str | Path) -> tuple[Grid, int, int] | None:
+    """What reading a scan will take, from its header alone, see `nifti.foresee`; None for a format that does not tell.
+
+    Raises ScanError for a NIfTI file that is none.
+    """
+    suffix = _suffix(Path(path))
+    if READERS.get(suffix) != "nifti":
+        return None
+    from seg_backbone.io import nifti
+
+    return nifti.foresee(path)
 
 
 def read_mask(path: str | Path, labels: dict[str, int] | None = None) -> Mask:

@@ -1,5 +1,6 @@
 """Plans for a budget: the ladder goes down, what is chosen keeps every limit, and measuring corrects predicting."""
 
+import sys
 from dataclasses import replace
 from itertools import pairwise
 from math import prod
@@ -12,6 +13,7 @@ from nnunet_reference import synthetic
 from seg_backbone import budget
 from seg_backbone.budget import (
     ALIKE,
+    MB,
     STEPS,
     WIDTHS,
     WORKSPACE_MB,
@@ -109,11 +111,11 @@ def test_cost_by_hand():
     assert cost.seconds == pytest.approx(6 * cost.window_s + 60 * 32 * 20 * (1e-7 + 2e-8))
     voxels = 16 * 16 * 8
     assert window_values(TINY) == voxels * (2 + 4 + 8 / 8 + 6 * 4)
-    assert cost.window_mb == pytest.approx(window_values(TINY) * 4e-6 + WORKSPACE_MB)
+    assert cost.window_mb == pytest.approx(window_values(TINY) * 4 / MB + WORKSPACE_MB)
     assert cost.gpu_mb == 0
-    scan = 60 * 32 * 20 * 14e-6
-    whole = (2 * 2 + 2 + 1) * 30 * 16 * 10 * 4e-6
-    weights = parameters(TINY) * 4e-6
+    scan = 60 * 32 * 20 * 14 / MB
+    whole = (2 * 2 + 2 + 1) * 30 * 16 * 10 * 4 / MB
+    weights = parameters(TINY) * 4 / MB
     assert cost.ram_mb == pytest.approx(300 + scan + weights + cost.window_mb + whole)
     on_gpu = predict_cost(TINY, case, MACHINE, "cuda")
     assert on_gpu.ram_mb == pytest.approx(300 + scan)
@@ -158,7 +160,7 @@ def fake(monkeypatch):
 
     def measure(plan, files, device):
         rates["windows"] += 1
-        predicted = window_values(plan) * 4e-6 + WORKSPACE_MB
+        predicted = window_values(plan) * 4 / MB + WORKSPACE_MB
         return rates["slow"] * operations(plan) / 1e11, rates["large"] * predicted
 
     monkeypatch.setattr(budget, "calibrate", lambda *_: replace(MACHINE, operations=1e11))
@@ -219,5 +221,5 @@ def test_a_window_is_measured(tmp_path):
     files = CaseFiles("d", "a", "a", "CT", path, None, {}, ())
     seconds, used = measure_window(plan, files, "cpu")
     assert seconds > 0
-    if budget.resident_mb() > 0:  # Linux
-        assert 0.5 < used / (window_values(plan) * 4e-6 + WORKSPACE_MB) < 1.7
+    if sys.platform == "linux":
+        assert 0.5 < used / (window_values(plan) * 4 / MB + WORKSPACE_MB) < 1.7

@@ -299,13 +299,24 @@ def test_caps_change_nothing_that_fits_and_degrade_what_does_not(segmenter, scan
 def test_settings_are_followed(segmenter, scan, monkeypatch):
     """Whatever the governor chooses is what is run."""
     chosen = Choice(batch=3, accumulator="float16", slab=1, step=1.0, coarser=0.5)
-    monkeypatch.setattr(predict, "choose", lambda budget, start, need, source: (chosen, need(chosen), ["for a test"]))
+    monkeypatch.setattr(predict, "choose", lambda budget, start, need, *_: (chosen, need(chosen), ["for a test"]))
     found = segmenter((scan, AFFINE), "CT", max_ram_mb=1e6)
     fine = Segmenter(segmenter.network, PLAN.with_(spacing_mm=(2.0, 2.0, 2.0), step=1.0), "0")((scan, AFFINE), "CT")
     assert found.report["windows"] == fine.report["windows"] > 8
     assert (found.mask.array == fine.mask.array).mean() > 0.98
     assert found.report["budget"]["chosen"]["accumulator"] == "float16"
     assert found.report["budget"]["why"] == ["for a test"]
+
+
+def test_smaller_windows_are_followed(segmenter, scan, monkeypatch):
+    chosen = Choice(window=0.5, place="cpu", step=1.0)
+    monkeypatch.setattr(predict, "choose", lambda budget, start, need, *_: (chosen, need(chosen), []))
+    found = segmenter((scan, AFFINE), "CT", max_ram_mb=1e6)
+    patch = tuple(n // 2 for n in PLAN.patch)
+    small = Segmenter(segmenter.network, PLAN.with_(patch=patch, step=1.0), "0")((scan, AFFINE), "CT")
+    np.testing.assert_array_equal(found.mask.array, small.mask.array)
+    assert found.report["windows"] == small.report["windows"]
+    assert found.report["runtime"]["why"] == "windows smaller than the plan's come from torch"
 
 
 def test_a_deadline_that_cannot_be_kept_stops_the_windows():

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from seg_backbone.lesions import Instance
-    from seg_backbone.predict import Segmentation
+    from seg_backbone.predict import Segmentation, Segmenter
     from seg_backbone.volume import Volume
 
 WINDOWS: dict[str, Any] = {"rich_help_panel": "Windows"}
@@ -86,6 +86,7 @@ def segment(
 
     found: list[tuple[str, Instance]] = []
     names: dict[str, int] = {}
+    loaded: list[Segmenter] = []
     once: dict[str, Span] = {}  # what the run pays once, told with its first scan
 
     def read(item: tuple[str, Path]) -> tuple[Volume, Span]:
@@ -94,6 +95,8 @@ def segment(
             from seg_backbone.io.dicom_seg import require_dicom
 
             require_dicom(item[1])
+        if max_ram_mb is not None:
+            loaded[0].foresee(item[1], max_ram_mb)
         return read_volume(item[1], modality), (started, time.time())
 
     def prepare() -> Callable[[tuple[Volume, Span]], tuple[Volume, Segmentation]]:
@@ -105,6 +108,7 @@ def segment(
         if step is not None:
             Settings(step)
         segmenter = Segmenter.load(model, device, runtime)
+        loaded.append(segmenter)
         once["load"] = (once["import"][1], time.time())
 
         def work(scan: tuple[Volume, Span]) -> tuple[Volume, Segmentation]:
