@@ -14,6 +14,7 @@ import cc3d
 import numpy as np
 
 from eval.bootstrap import Statistic
+from eval.brats import brats_scores
 from eval.detection import f1, match
 
 IOU_THRESHOLDS = (0.1, 0.3, 0.5)
@@ -27,7 +28,9 @@ class Lesions:
     reference: (r,), predicted: (p,) voxels of each lesion. shared: (p, r) voxels that two lesions have in common.
     false_positive_ml: volume of the predicted components that touch no reference voxel, false_negative_ml: of the
     reference components that touch no predicted one, both of 18-connected components (autoPET's definition: Gatidis et
-    al., Results from the autoPET challenge, Nat. Mach. Intell. 6 (2024)).
+    al., Results from the autoPET challenge, Nat. Mach. Intell. 6 (2024)). lesion_dsc, lesion_hd95_mm: BraTS's, see
+    `brats_scores`; NaN without any lesion. missing: there is no prediction, which is no merit on a healthy scan: the
+    shares of the case are 0.
     """
 
     reference: np.ndarray
@@ -36,6 +39,9 @@ class Lesions:
     voxel_ml: float
     false_positive_ml: float
     false_negative_ml: float
+    lesion_dsc: float
+    lesion_hd95_mm: float
+    missing: bool = False
 
     @cached_property
     def iou(self) -> np.ndarray:
@@ -64,38 +70,37 @@ class Lesions:
 
     @cached_property
     def own_dsc(self) -> np.ndarray:
-        """(r,) DSC of each reference lesion with all predicted lesions that touch it, taken together; 0 if none does.
-
-        Source: the lesion-wise Dice of BraTS 2023 (Saluja et al., github.com/rachitsaluja/BraTS-2023-Metrics), without
-        its dilation of the reference.
-        """
+        """(r,) DSC of each reference lesion with all predicted lesions that touch it, taken together; 0 if none
+        does."""
         touching = self.predicted @ (self.shared > 0)
         return 2 * self.shared.sum(axis=0) / (touching + self.reference)
 
     @property
-    def lesion_dsc(self) -> float:
-        """BraTS's lesion-wise Dice of the case: the mean of `own_dsc` and a 0 for every predicted lesion that touches
-        no reference; NaN without any lesion."""
-        invented = int((self.shared == 0).all(axis=1).sum())
-        count = len(self.reference) + invented
-        return float(self.own_dsc.sum()) / count if count else float("nan")
-
-    @property
     def f1(self) -> float:
         """F1 at IoU 0.5; NaN without any lesion."""
-        return f1(*self.counts(0.5))
+        return 0.0 if self.missing else f1(*self.counts(0.5))
 
     @property
     def panoptic_quality(self) -> float:
         """See `panoptic_quality`; NaN without any lesion."""
-        return panoptic_quality(self.segmented_iou, len(self.predicted) + len(self.reference))
+        return 0.0 if self.missing else panoptic_quality(self.segmented_iou, len(self.predicted) + len(self.reference))
+
+    @property
+    def left_alone(self) -> float:
+        """Of a healthy scan: 1 where no lesion is predicted, else 0; NaN where the reference has a lesion."""
+        return float("nan") if len(self.reference) else float(not len(self.predicted) and not self.missing)
 
 
-def compare_lesions(predicted: np.ndarray, reference: np.ndarray, voxel_ml: float) -> Lesions:
+def compare_lesions(
+    predicted: np.ndarray, reference: np.ndarray, spacing_mm: np.ndarray, missing: bool = False
+) -> Lesions:
     """Split both masks into lesions and measure what they share.
 
-    predicted, reference: boolean (i, j, k) of one shape, either may be empty. voxel_ml: volume of a voxel.
+    predicted, reference: boolean (i, j, k) of one shape, either may be empty. spacing_mm: (3,). missing: `predicted` is
+    empty because there is no prediction.
     """
+    voxel_ml = float(np.prod(spacing_mm)) / 1000
+    lesion_dsc, lesion_hd95_mm = brats_scores(predicted, reference, spacing_mm)
     ours, n_ours = _components(predicted, 26)
     truth, n_truth = _components(reference, 26)
     both = np.ravel_multi_index((ours[predicted & reference], truth[predicted & reference]), (n_ours + 1, n_truth + 1))
@@ -107,6 +112,9 @@ def compare_lesions(predicted: np.ndarray, reference: np.ndarray, voxel_ml: floa
         voxel_ml,
         _untouched(predicted, reference) * voxel_ml,
         _untouched(reference, predicted) * voxel_ml,
+        0.0 if missing else lesion_dsc,
+        lesion_hd95_mm,
+        missing,
     )
 
 
@@ -123,20 +131,22 @@ def lesion_figures(cases: list[Lesions]) -> Statistic:
 
     precision_, recall_, f1_iouNN: of all lesions of all cases, matched one to one at IoU >= NN % (CVPR 2025 text-guided
     segmentation challenge: F1 at 0.5). false_positives_per_scan_iouNN: predicted lesions without a match.
-    panoptic_quality: of all lesions. matched_dsc: mean DSC of the pairs at 0.5. lesion_dsc: mean over cases (see
-    `Lesions`). dsc_A_to_B_ml: mean `own_dsc` of the reference lesions of that size. false_positive_ml,
-    false_negative_ml: mean over cases. healthy_with_false_positive: share of the cases without a reference lesion in
-    which one is predicted. A missing prediction is one without lesions.
+    panoptic_quality: of all lesions. matched_dsc: mean DSC of the pairs at 0.5. lesion_dsc, lesion_hd95_mm: mean over
+    cases (see `brats_scores`). dsc_A_to_B_ml: mean `own_dsc` of the reference lesions of that size. false_positive_ml,
+    false_negative_ml: mean over cases. specificity_on_healthy: share of the cases without a reference lesion in which
+    none is predicted; false_positives_per_healthy_scan: predicted lesions in these.
     """
     counts = {t: np.array([case.counts(t) for case in cases]) for t in IOU_THRESHOLDS}
     matched = np.array([[case.segmented_iou, sum(case.matched_dsc)] for case in cases])
     sizes = np.array([[_of_size(case, low, high) for case in cases] for low, high in _size_classes()])
     per_case = {
         "lesion_dsc": np.array([case.lesion_dsc for case in cases]),
+        "lesion_hd95_mm": np.array([case.lesion_hd95_mm for case in cases]),
         "false_positive_ml": np.array([case.false_positive_ml for case in cases]),
         "false_negative_ml": np.array([case.false_negative_ml for case in cases]),
-        "healthy_with_false_positive": np.array(
-            [float("nan") if len(case.reference) else float(len(case.predicted) > 0) for case in cases]
+        "specificity_on_healthy": np.array([case.left_alone for case in cases]),
+        "false_positives_per_healthy_scan": np.array(
+            [float("nan") if len(case.reference) else float(len(case.predicted)) for case in cases]
         ),
     }
 

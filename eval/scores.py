@@ -16,7 +16,7 @@ import numpy as np
 
 from eval.answers import MISSING, UNSCORED
 from seg_backbone.errors import ConfigError, InputError
-from seg_backbone.labels import LESIONS
+from seg_backbone.labels import is_lesion
 
 # Columns of a mask's per_case.csv: what FLARE ranks, and what is no score. Any other column of numbers is one.
 RANKED = ("dsc", "nsd")
@@ -222,7 +222,7 @@ def _grouped(values: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     for metric, array in values.items():
         name, _, column = metric.rpartition(" ")
         if column in RANKED:
-            members.setdefault(f"{'lesions' if name in LESIONS else 'organs'} {column}", []).append(array)
+            members.setdefault(f"{'lesions' if is_lesion(name) else 'organs'} {column}", []).append(array)
     grouped = {}
     for metric, arrays in members.items():
         stacked = np.array(arrays)

@@ -16,6 +16,10 @@ class InputError(ValueError):
         self.source, self.expected, self.found, self.todo = str(source), expected, found, todo
         super().__init__(f"{source}: expected {expected}, found {found}; {todo}")
 
+    def __reduce__(self) -> tuple[type[InputError], tuple[str, str, str, str]]:
+        """For pickle: a worker process hands its errors to the one that started it."""
+        return type(self), (self.source, self.expected, self.found, self.todo)
+
 
 class ScanError(InputError):
     """A scan that cannot be read as a 3D volume (missing, 2D, not an image, empty, not finite)."""

@@ -38,6 +38,7 @@ WORDS: dict[str, tuple[str, ...]] = {
     "mandible": ("mandible", "lower jaw", "jaw bone", "jawbone", "jaw", "mandibular"),
 }  # fmt: skip
 LESIONS = ("tumour",)
+LESION_WORDS = (*WORDS["tumour"], "lesions", "tumours", "tumors", "metastasis", "metastases", "nodule", "nodules")
 # Anatomy that people ask about and no checkpoint here segments: what to answer is "not trained for it", never "no".
 OTHER_ANATOMY: tuple[str, ...] = (
     "liver", "spleen", "pancreas", "gallbladder", "kidney", "adrenal gland", "stomach", "duodenum", "small bowel",
@@ -104,6 +105,11 @@ def other_side(name: str) -> str | None:
     """The class that a mirror makes of one: `parotid_left` -> "parotid_right"; None for a class without a side."""
     structure, _, side = name.rpartition("_")
     return f"{structure}_{SIDES[side]}" if structure and side in SIDES else None
+
+
+def is_lesion(name: str) -> bool:
+    """Whether a canonical class name is that of lesions: "tumour", "liver_tumor", "lung_nodule_left"."""
+    return display(name) not in FALSE_FRIENDS and any(part in LESION_WORDS for part in name.split("_"))
 
 
 def display(name: str) -> str:

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import cc3d
 import numpy as np
-from scipy.ndimage import find_objects
 
 from seg_backbone.boxes import Box, box_of
 from seg_backbone.errors import LabelError
@@ -121,13 +120,12 @@ def find_instances(
     if volume is not None:
         require_same_grid(volume, mask)
     assert probability is None or probability.shape == mask.grid.shape, "probability and mask differ in shape"
-    places = dict(enumerate(find_objects(mask.array), start=1))  # id -> its index box, None where absent
-    unnamed = [value for value, place in places.items() if place and value not in mask.labels.values()]
+    unnamed = [value for value in mask.boxes if value not in mask.labels.values()]
     if unnamed:
         raise LabelError(
             mask.source, "a name for every label", f"{unnamed} without one", "name them in the labels file"
         )
-    present = {label: places[value] for label, value in mask.labels.items() if places.get(value)}
+    present = {label: mask.boxes[value] for label, value in mask.labels.items() if value in mask.boxes}
     midline_mm = _midline_mm(mask.grid, volume) if any(_named_side(label) is None for label in present) else 0.0
     axial = mask.grid.axial_axis
     found: list[Instance] = []

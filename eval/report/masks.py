@@ -13,9 +13,9 @@ import numpy as np
 
 from eval import plots
 from eval.bootstrap import mean_interval
+from eval.mask_results import MaskResults
 from eval.report.page import Example, Page, Plot, Section
 from eval.report.slices import Background, Folder, draw_slice, worst_slice
-from eval.segmentation import MaskResults
 from eval.tables import Table, with_interval
 from seg_backbone.errors import InputError
 from seg_backbone.geometry import from_canonical, to_canonical
@@ -220,8 +220,8 @@ def _picture(
     results: MaskResults, name: str, reference: Mask, prediction: Mask | None, scan: Background | None
 ) -> tuple[str, str]:
     """The <svg> and its caption."""
-    truth = reference.array == results.labels[name]
-    ours = None if prediction is None else replace(prediction, labels=results.pred_labels).of(name)
+    truth = reference.array == results.rules.ref_labels[name]
+    ours = None if prediction is None else replace(prediction, labels=results.rules.pred_labels).of(name)
     view = worst_slice(truth, ours, reference.grid)
     if view is None:
         return "", "Nothing to draw."

@@ -1,7 +1,7 @@
 """Scans and masks in and out of files."""
 
 from seg_backbone.io.atomic import replacing
-from seg_backbone.io.formats import SUFFIXES, case_name, find_scans, foresee, read_mask, read_volume
+from seg_backbone.io.formats import SUFFIXES, case_name, find_scans, foresee, read_image, read_mask, read_volume
 from seg_backbone.io.nifti import write_mask, write_volume
 
 __all__ = [
@@ -9,6 +9,7 @@ __all__ = [
     "case_name",
     "find_scans",
     "foresee",
+    "read_image",
     "read_mask",
     "read_volume",
     "replacing",

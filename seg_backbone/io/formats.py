@@ -36,7 +36,7 @@ def read_volume(path: str | Path, modality: str | None = None) -> Volume:
     modality: "CT", "MR" or None: a DICOM scan's own, else guessed from the values. A trailing axis of length one is
     dropped. Raises ScanError: missing, no scan, not 3D, not finite, or all one value; see also `dicom.read_image`.
     """
-    return to_volume(_read_image(path), path, modality)
+    return to_volume(read_image(path), path, modality)
 
 
 def foresee(path: str | Path) -> tuple[Grid, int, int] | None:
@@ -54,7 +54,7 @@ def foresee(path: str | Path) -> tuple[Grid, int, int] | None:
 
 def read_mask(path: str | Path, labels: dict[str, int] | None = None) -> Mask:
     """Read a label map of any format. Values must be whole and not negative. Raises ScanError or LabelError."""
-    return to_mask(_read_image(path), path, labels)
+    return to_mask(read_image(path), path, labels)
 
 
 def find_scans(folder: Path) -> tuple[list[Path], list[str]]:
@@ -100,7 +100,8 @@ def split_series(path: str | Path) -> tuple[Path, str | None]:
     return Path(plain), uid
 
 
-def _read_image(path: str | Path) -> Image:
+def read_image(path: str | Path) -> Image:
+    """The voxels of a file of any format as they are stored, and their grid. Raises ScanError."""
     plain, uid = split_series(path)
     if not os.path.exists(plain):
         raise ScanError(path, FORMATS, "no such file", "check the path")

@@ -39,7 +39,7 @@ def to_volume(image: Image, path: str | Path, modality: str | None = None) -> Vo
 
     Raises ScanError: not real numbers, not finite, all one value, or a modality other than the file's.
     """
-    array = _real(image.array, path)
+    array = require_real(image.array, path)
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         bad = int(array.size - np.isfinite(array).sum())
         raise ScanError(path, "finite values", f"{bad} NaN or infinite voxels", "replace them or export the scan again")
@@ -60,20 +60,23 @@ def to_mask(image: Image, path: str | Path, labels: dict[str, int] | None = None
 
     Raises ScanError or LabelError: not real numbers, or values that are not whole, negative or without a name.
     """
-    array = _real(image.array, path)
-    whole = np.rint(array)
-    if not np.isfinite(array).all() or np.abs(array - whole).max(initial=0) > 1e-3 or whole.min(initial=0) < 0:
-        raise LabelError(path, "whole numbers from 0", "fractions, negatives or NaN", "give a label map, not an image")
-    if float(whole.max(initial=0)) > np.iinfo(np.uint16).max:
+    array = whole = require_real(image.array, path)
+    if array.dtype.kind == "f":
+        if not np.isfinite(array).all():
+            found = f"{np.count_nonzero(~np.isfinite(array))} NaN or infinite voxels"
+            raise LabelError(path, "whole numbers from 0", found, "replace them or export the label map again")
+        whole = np.rint(array)
+        if np.abs(array - whole).max() > 1e-3:
+            raise LabelError(path, "whole numbers from 0", "fractions", "give a label map, not an image")
+    if whole.min() < 0:
+        raise LabelError(path, "whole numbers from 0", f"{whole.min():.0f}", "give a label map, not an image")
+    if whole.max() > np.iinfo(np.uint16).max:
         raise LabelError(path, "label values up to 65535", f"{whole.max():.0f}", "number the labels from 1")
-    array = whole.astype(np.uint8 if whole.max(initial=0) < 256 else np.uint16)
-    if labels is not None:
-        extra = sorted(set(np.unique(array).tolist()) - set(labels.values()) - {0})
-        if extra:
-            raise LabelError(
-                path, f"label values {sorted(labels.values())}", f"{extra}", "name them in the labels file"
-            )
-    return Mask(array, image.grid, labels or {}, str(path))
+    array = whole.astype(np.uint8 if whole.max() < 256 else np.uint16)
+    mask = Mask(array, image.grid, labels or {}, str(path))
+    if labels is not None and (extra := sorted(set(mask.boxes) - set(labels.values()))):
+        raise LabelError(path, f"label values {sorted(labels.values())}", f"{extra}", "name them in the labels file")
+    return mask
 
 
 def first_line(error: Exception) -> str:
@@ -81,7 +84,8 @@ def first_line(error: Exception) -> str:
     return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
-def _real(array: np.ndarray, path: str | Path) -> np.ndarray:
+def require_real(array: np.ndarray, path: str | Path) -> np.ndarray:
+    """The array. Raises ScanError unless its values are real numbers."""
     if array.dtype.kind not in "iuf":
         raise ScanError(path, "a grey-value image", f"voxels of type {array.dtype}", "export a scalar volume")
     return array

@@ -3,8 +3,12 @@
 import numpy as np
 import pytest
 import surface_distance
+import torch
+from monai.metrics import compute_dice
+from scipy.ndimage import binary_erosion, distance_transform_edt, gaussian_filter
 
-from eval.overlap import border_dice, dice, surface_dice
+from eval import overlap
+from eval.overlap import border_dice, dice, surface_dice, surface_scores
 
 
 def box(shape, low, high):
@@ -68,9 +72,58 @@ def test_cropping_changes_nothing():
         assert measure(predicted[crop], reference[crop], spacing, 1.0) == pytest.approx(whole)
 
 
+def blobs(seed, shape=(26, 22, 18)):
+    """Two masks that overlap in part, with stray voxels far from both."""
+    rng = np.random.default_rng(seed)
+    field = gaussian_filter(rng.standard_normal(shape), 2)
+    masks = [field > 0.05, field + 0.5 * gaussian_filter(rng.standard_normal(shape), 1.5) > 0.06]
+    return [mask | (rng.random(shape) < 0.002) for mask in masks]
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_surface_dice_is_deepminds():
-    distances = surface_distance.compute_surface_distances(CUBE, SHIFTED, [1.0, 1.0, 1.0])
-    expected = surface_distance.compute_surface_dice_at_tolerance(distances, 0.5)
-    assert surface_dice(SHIFTED, CUBE, np.ones(3), 0.5) == pytest.approx(expected)
-    assert "DeepMind" in __import__("importlib.metadata", fromlist=["metadata"]).metadata("surface-distance")["Author"]
+@pytest.mark.parametrize("spacing", [(1.0, 1, 1), (0.8, 0.8, 2.5), (0.703125, 0.703125, 5), (3, 1.5, 0.4)])
+@pytest.mark.parametrize("far_point", [1, 10**9])
+def test_surface_scores_are_deepminds(monkeypatch, spacing, far_point):
+    """Both ways to a far neighbour, which is every one here: the distance map, the search."""
+    monkeypatch.setattr(overlap, "NEAR_MM", 1.0)
+    monkeypatch.setattr(overlap, "VOXELS_PER_FAR_POINT", far_point)
+    for seed in range(3):
+        ours, truth = blobs(seed)
+        distances = surface_distance.compute_surface_distances(truth, ours, spacing)
+        for tolerance in (0.5, 2.0):
+            nsd, hd95 = surface_scores(ours, truth, np.array(spacing), tolerance)
+            assert nsd == pytest.approx(
+                surface_distance.compute_surface_dice_at_tolerance(distances, tolerance), abs=1e-6
+            )
+            assert 0 < nsd < 1
+            assert hd95 == pytest.approx(surface_distance.compute_robust_hausdorff(distances, 95), abs=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_surface_dice_is_deepminds_to_the_last_bit_at_a_spacing_of_whole_halves():
+    """A tolerance of whole voxels: neighbours at exactly 2 mm count on both sides."""
+    for seed in range(3):
+        ours, truth = blobs(seed)
+        distances = surface_distance.compute_surface_distances(truth, ours, [0.5, 0.5, 1.5])
+        nsd = surface_distance.compute_surface_dice_at_tolerance(distances, 2.0)
+        assert surface_dice(ours, truth, np.array([0.5, 0.5, 1.5]), 2.0) == nsd
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_border_dice_is_automscs(seed):
+    """Borders by erosion with all 26 neighbours, distances by a map of the whole array."""
+    ours, truth = blobs(seed)
+    spacing = np.array([0.7, 0.7, 1.3])
+    borders = [mask & ~binary_erosion(mask, np.ones((3, 3, 3))) for mask in (ours, truth)]
+    maps = [distance_transform_edt(~border, sampling=spacing) for border in borders]
+    for tolerance in (0.5, 1.0, 3.0):
+        near = (maps[1][borders[0]] <= tolerance).sum() + (maps[0][borders[1]] <= tolerance).sum()
+        expected = near / (borders[0].sum() + borders[1].sum())
+        assert border_dice(ours, truth, spacing, tolerance) == pytest.approx(expected, abs=1e-6)
+
+
+def test_dice_is_monais():
+    for seed in range(3):
+        ours, truth = blobs(seed)
+        maps = [torch.tensor(mask)[None, None].float() for mask in (ours, truth)]
+        assert dice(ours, truth) == pytest.approx(float(compute_dice(*maps)), abs=1e-6)

@@ -270,7 +270,7 @@ def test_command_lines_from_masks_to_leaderboard(tmp_path):
             write_mask(Mask(array, Grid(array.shape, np.diag([3.0, 3, 3, 1]))), tmp_path / side / f"{case}.nii.gz")
     (tmp_path / "labels.json").write_text('{"tumour": 1}')
     for system in ("exact", "shifted"):
-        folders = (tmp_path / system, tmp_path / "ref", "--labels", tmp_path / "labels.json")
+        folders = (tmp_path / system, tmp_path / "ref", "--labels", tmp_path / "labels.json", "--jobs", 1)
         assert run("masks", *folders, "-o", tmp_path / "scores" / system).exit_code == 0
     results = (tmp_path / "scores" / "shifted", tmp_path / "scores" / "exact")
     ranked = run("rank", *results, "-o", tmp_path / "out", "--resamples", 50, "--json")

@@ -18,6 +18,7 @@ from seg_backbone.io import write_mask, write_volume
 from seg_backbone.volume import Mask, Volume
 from vlm.cli.evaluate import app
 
+QUICK = ("--resamples", 20, "--jobs", 1, "--allow-missing")
 EVIL = "<script>alert(1)</script> \"'& $x_{$ |"
 
 
@@ -81,7 +82,7 @@ def folders(tmp_path):
 
 
 def test_masks_page_with_and_without_scans(folders):
-    command = ("masks", folders / "pred", folders / "ref", "--labels", folders / "labels.json", "--resamples", 20)
+    command = ("masks", folders / "pred", folders / "ref", "--labels", folders / "labels.json", *QUICK)
     run(*command, "-o", folders / "out", "--scans", folders / "scans")
     page = read(folders / "out" / "report.html")
     assert "alert(1)" in page.words  # the class's name, as words
@@ -94,7 +95,7 @@ def test_masks_page_with_and_without_scans(folders):
 
 
 def test_masks_page_of_a_perfect_folder_and_of_scans_that_do_not_fit(folders):
-    command = ("masks", folders / "ref", folders / "ref", "--labels", folders / "labels.json", "--resamples", 20)
+    command = ("masks", folders / "ref", folders / "ref", "--labels", folders / "labels.json", *QUICK)
     run(*command, "-o", folders / "out")
     assert "Worst cases" not in read(folders / "out" / "report.html").words
     grid = Grid((20, 20, 9), np.diag([2.0, 2, 5, 1]))

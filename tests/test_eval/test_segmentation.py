@@ -1,16 +1,22 @@
 """Folders of hand-made masks, every score known."""
 
 import json
+import pickle
 
+import nibabel as nib
 import numpy as np
 import pytest
+import SimpleITK as sitk
+from dicoms import write_series
 
 from eval.overlap import surface_dice
-from eval.segmentation import FLARE23_LABELS, evaluate_masks, find_manifest, read_annotated, tolerance_of
-from seg_backbone.errors import ConfigError, GridError, InputError, LabelError, QuestionError
+from eval.protocols import read_tolerances, tolerance_of
+from eval.segmentation import evaluate_masks
+from seg_backbone.errors import ConfigError, GridError, InputError, LabelError
 from seg_backbone.geometry import Grid
 from seg_backbone.io.nifti import write_mask
-from seg_backbone.volume import Mask
+from seg_backbone.labels import FLARE23_LABELS
+from seg_backbone.volume import Mask, Volume
 
 SHAPE = (12, 11, 10)
 LABELS = {"tumour": 1, "mandible": 2}
@@ -53,7 +59,9 @@ def test_corrected_scores_states_and_volumes(folders):
     write("pred", "false", array((1, (0, 0, 0), (1, 1, 1))))
     write("ref", "false", array())
     write("ref", "lost", array(CUBE))
-    results = evaluate_masks(pred, ref, "corrected", LABELS)
+    with pytest.raises(InputError, match="none for lost; predict them first, or pass --allow-missing"):
+        evaluate_masks(pred, ref, "corrected", LABELS)
+    results = evaluate_masks(pred, ref, "corrected", LABELS, allow_missing=True)
     scores = only(results)
     assert scores["shift"].dsc == 0.75
     assert scores["shift"].nsd == 1.0  # 2 mm spacing, 2 mm tolerance
@@ -68,6 +76,11 @@ def test_corrected_scores_states_and_volumes(folders):
     assert [tumour[key] for key in ("scored", "both_empty", "missing", "false_positive")] == [3, 1, 1, 1]
     assert metrics["classes"]["mandible"]["dsc"]["mean"] == 0  # only the missing case counts
     assert metrics["mean"]["lesions"]["dsc"] == pytest.approx(0.25)
+    false = next(row for row in results.rows() if row["case"] == "false" and row["class"] == "tumour")
+    assert false["volume_error_ml"] == pytest.approx(0.012)
+    # of shift, healthy is left out, false; the lost case has no volume
+    assert tumour["absolute_volume_error_ml"]["mean"] == tumour["volume_error_ml"]["mean"] == pytest.approx(0.006)
+    assert tumour["relative_volume_error"]["mean"] == 0  # of shift alone: nothing is a share of an empty reference
 
 
 def test_crop_gives_the_score_of_the_whole_array(folders):
@@ -197,6 +210,24 @@ def test_automsc_uses_voxel_borders_at_one_millimetre(folders):
     assert (score.dsc, score.nsd, score.tolerance_mm) == (0.75, 1.0, 1.0)
 
 
+def test_automsc_leaves_out_what_one_side_lacks_and_averages_all_rows_at_once(folders):
+    """Two classes in one case, one of them alone in another: the overall mean is over the three rows."""
+    pred, ref, write = folders
+    other = (2, (0, 0, 0), (2, 2, 2))
+    write("ref", "a", array(CUBE, other))
+    write("pred", "a", array(CUBE, other, (3, (9, 9, 9), (10, 10, 10))))
+    write("ref", "b", array(CUBE))
+    write("pred", "b", array(SHIFTED))
+    write("ref", "lost", array(CUBE))
+    write("pred", "extra", array(CUBE))
+    results = evaluate_masks(pred, ref, "automsc", LABELS)
+    assert (results.cases, results.missing) == (2, ["lost"])
+    assert results.metrics()["mean"]["all"]["dsc"] == pytest.approx((1 + 0.75 + 1) / 3)
+    notes = " ".join(results.notes)
+    for named in ("left out, as the official script does): lost", "extra", "taken as background", "a (prediction: 3)"):
+        assert named in notes
+
+
 def test_partial_labels_and_ids_of_another_model(folders):
     pred, ref, write = folders
     write("ref", "a", array(CUBE))
@@ -224,25 +255,6 @@ def test_labels_default_to_the_dataset_json_beside_the_reference(folders):
     assert only(evaluate_masks(pred, ref))["a"].dsc == 1.0
 
 
-def test_manifest(tmp_path):
-    ref = tmp_path / "Dataset1" / "labelsTr"
-    ref.mkdir(parents=True)
-    manifest = tmp_path / "manifest.jsonl"
-    lines = [
-        {"dataset": "Dataset1", "case": "a", "annotated": ["RightParotid"]},
-        {"dataset": "Dataset2", "case": "a", "annotated": ["tumour"]},
-        {"dataset": "Dataset1", "case": "b", "annotated": "see the paper"},
-    ]
-    manifest.write_text("\n".join(map(json.dumps, lines)))
-    assert find_manifest(ref) == manifest
-    assert read_annotated(manifest, ref) == {"a": ["parotid_right"]}
-    with pytest.raises(InputError, match="line 2"):
-        read_annotated(manifest, tmp_path)
-    manifest.write_text('{"case": "a"\n')
-    with pytest.raises(QuestionError, match="line 1"):
-        read_annotated(manifest, ref)
-
-
 def test_bad_folders_and_protocols(folders):
     pred, ref, write = folders
     with pytest.raises(InputError, match="none"):
@@ -259,3 +271,140 @@ def test_bad_folders_and_protocols(folders):
 
 def test_default_tolerance():
     assert [tolerance_of(name) for name in ("duodenum", "tumour", "mandible")] == [7, 2, 2]
+
+
+def test_tolerances_of_the_user(folders, tmp_path):
+    pred, ref, write = folders
+    write("ref", "a", array(CUBE))
+    write("pred", "a", array(SHIFTED))
+    (tmp_path / "mm.json").write_text('{"Lesion": 1}')
+    tolerances = read_tolerances(tmp_path / "mm.json")
+    strict = only(evaluate_masks(pred, ref, "corrected", LABELS, tolerances_mm=tolerances))["a"]
+    assert strict.tolerance_mm == 1
+    assert strict.nsd == pytest.approx(surface_dice(array(SHIFTED) == 1, array(CUBE) == 1, np.array([2.0, 2, 3]), 1))
+    assert strict.border_nsd < 1
+    with pytest.raises(ConfigError, match="rules are fixed"):
+        evaluate_masks(pred, ref, "flare24", tolerances_mm=tolerances)
+    for bad in ('{"tumour": 0}', '{"tumour": "wide"}', "[1]", "{"):
+        (tmp_path / "mm.json").write_text(bad)
+        with pytest.raises(ConfigError, match="mm.json"):
+            read_tolerances(tmp_path / "mm.json")
+
+
+def test_sixty_classes_and_lesions_of_an_organ(folders):
+    pred, ref, write = folders
+    ids = np.arange(12 * 11 * 10).reshape(SHAPE) // 22
+    labels = {f"organ {n}": n for n in range(1, 59)} | {"liver tumor": 59}
+    write("ref", "a", ids.astype(np.uint8))
+    write("pred", "a", ids.astype(np.uint8))
+    results = evaluate_masks(pred, ref, "corrected", labels)
+    assert [score.dsc for score in results.scores] == [1.0] * 59
+    metrics = results.metrics()
+    assert list(metrics["lesionwise"]) == ["liver_tumor"]
+    assert set(metrics["mean"]) == {"organs", "lesions", "all"}
+
+
+@pytest.mark.parametrize("name", ["a.nrrd", "a.mha", "a.nii", "A.NII.GZ"])
+def test_every_format_is_read(folders, name):
+    pred, ref, write = folders
+    write("ref", "a" if name[0] == "a" else "A", array(CUBE))
+    write("pred", "a", array(SHIFTED))
+    image = sitk.ReadImage(str(pred / "a.nii.gz"))
+    (pred / "a.nii.gz").unlink()
+    sitk.WriteImage(image, str(pred / name.lower()))
+    (pred / name.lower()).rename(pred / name)
+    (pred / "labels.json").write_text(json.dumps(LABELS))
+    (pred / "a.dcm").write_bytes(bytes(128) + b"DICM")  # a segmentation object beside the masks
+    for protocol in ("corrected", "automsc", "flare24"):
+        assert [s.dsc for s in evaluate_masks(pred, ref, protocol, {"tumour": 1}).scores] == [0.75]
+
+
+def test_a_dicom_series_of_labels_is_read(folders):
+    pred, ref, write = folders
+    volume = Volume(array(CUBE).astype(np.int16), Grid(SHAPE, np.diag([2.0, 2, 3, 1])), "CT")
+    write_series(pred / "a", volume)
+    write("ref", "a", array(CUBE))
+    assert only(evaluate_masks(pred, ref, "corrected", LABELS))["a"].dsc == 1.0
+
+
+def raw(folder, case, values):
+    nib.save(nib.Nifti1Image(values, np.diag([2.0, 2, 3, 1])), folder / f"{case}.nii.gz")
+
+
+def test_corrected_refuses_every_bad_case_by_name(folders):
+    pred, ref, write = folders
+    for case in ("grid", "nan", "value", "fine"):
+        write("ref", case, array(CUBE))
+        write("pred", case, array(CUBE))
+    write("pred", "grid", array(CUBE), np.diag([2.0, 2, 2.5, 1]))
+    write("pred", "value", array(CUBE, (9, (0, 0, 0), (1, 1, 1))))
+    broken = array(CUBE).astype(np.float32)
+    broken[0, 0, 0] = np.nan
+    raw(pred, "nan", broken)
+    with pytest.raises(InputError, match="3 of 4 that cannot") as raised:
+        evaluate_masks(pred, ref, "corrected", LABELS)
+    for named in ("grid.nii.gz", "nan.nii.gz: expected whole numbers from 0, found 1 NaN", "value.nii.gz", "[9]"):
+        assert named in str(raised.value)
+    assert "fine" not in str(raised.value)
+    write("pred", "extra", array(CUBE))
+    with pytest.raises(InputError, match="none for extra"):
+        evaluate_masks(pred, ref, "corrected", LABELS)
+
+
+def test_official_scripts_score_bad_voxels_as_they_cast_them_and_the_notes_say_so(folders):
+    """257 becomes 1 as an int8; 1.9 is cut to 1; NaN is 0; 15 is no organ."""
+    pred, ref, write = folders
+    truth = array(CUBE)
+    write("ref", "a", truth)
+    ours = truth.astype(np.float64)
+    ours[3, 3, 3], ours[3, 3, 4], ours[0, 0, 0], ours[0, 0, 1], ours[6, 6, 6] = 257, 1.9, np.nan, 15, 0
+    raw(pred, "a", ours)
+    results = evaluate_masks(pred, ref, "flare23")
+    assert only(results, "liver")["a"].dsc == round(2 * 63 / 127, 4)
+    notes = " ".join(results.notes)
+    assert "a (3 voxels of the prediction)" in notes and "a (prediction: 15)" in notes
+    lesion = evaluate_masks(pred, ref, "flare24")
+    assert only(lesion)["a"].state == "other label values"
+    assert "score the case 0, as the official script does: a (prediction: 15)" in " ".join(lesion.notes)
+    compared = only(evaluate_masks(pred, ref, "automsc", LABELS))["a"]  # by value: 257 and 1.9 are not 1
+    assert compared.dsc == 2 * 61 / (61 + 64)
+    write("ref", "a", array((2, *CUBE[1:])))
+    with pytest.raises(LabelError, match="flare24"):
+        evaluate_masks(pred, ref, "flare24")
+
+
+def test_official_scripts_slice_the_third_axis_and_take_the_header_spacing(folders):
+    """An oblique scan whose first axis is nearest to z; the spacing in the header is float32."""
+    pred, ref, write = folders
+    esophagus = FLARE23_LABELS["esophagus"]
+    affine = np.array([[0.0, 2, 0, 0], [0, 0, 2, 0], [3, 0, 0, 0], [0, 0, 0, 1]])
+    write("ref", "a", array((esophagus, (3, 3, 2), (6, 6, 6))), affine)
+    write("pred", "a", array((esophagus, (3, 3, 0), (6, 6, 5))), affine)
+    assert only(evaluate_masks(pred, ref, "flare23"), "esophagus")["a"].dsc == 1.0
+    assert only(evaluate_masks(pred, ref, "corrected", {"esophagus": esophagus}), "esophagus")["a"].dsc < 1.0
+    thin = np.diag([0.4, 0.4, 0.4, 1.0])  # five voxels are 2.00000003 mm in the header: too far
+    write("ref", "a", array((FLARE23_LABELS["gallbladder"], (1, 3, 3), (2, 7, 7))), thin)
+    write("pred", "a", array((FLARE23_LABELS["gallbladder"], (1, 3, 3), (7, 7, 7))), thin)
+    flat, deep = array((1, (1, 3, 3), (2, 7, 7))) == 1, array((1, (1, 3, 3), (7, 7, 7))) == 1
+    exact, header = (surface_dice(deep, flat, np.full(3, s), 2.0) for s in (0.4, float(np.float32(0.4))))
+    assert exact > header
+    assert only(evaluate_masks(pred, ref, "flare23"), "gallbladder")["a"].nsd == round(header, 4)
+
+
+def test_cases_in_parallel_score_the_same(folders):
+    pred, ref, write = folders
+    for case in "abc":
+        write("ref", case, array(CUBE))
+        write("pred", case, array(SHIFTED if case == "b" else CUBE))
+    seen = []
+    two = evaluate_masks(
+        pred, ref, "corrected", LABELS, jobs=2, progress=lambda done, total: seen.append((done, total))
+    )
+    assert repr(two.rows()) == repr(evaluate_masks(pred, ref, "corrected", LABELS).rows())
+    assert seen == [(1, 3), (2, 3), (3, 3)]
+
+
+def test_an_error_comes_back_whole_from_another_process():
+    error = GridError("a.nii.gz", "one grid", "another", "resample it")
+    back = pickle.loads(pickle.dumps(error))
+    assert (type(back), str(back), back.todo) == (GridError, str(error), "resample it")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -83,7 +84,7 @@ def answers(
 
 @app.command()
 def masks(
-    pred_dir: Annotated[Path, typer.Argument(help="Predicted masks, CASE.nii.gz.")],
+    pred_dir: Annotated[Path, typer.Argument(help="Predicted masks, CASE.nii.gz or any format that can be read.")],
     ref_dir: Annotated[Path, typer.Argument(help="Reference masks of the same names.")],
     out: OutDir,
     protocol: Annotated[str, typer.Option(help="flare23, flare24, corrected or automsc.")] = "corrected",
@@ -95,15 +96,28 @@ def masks(
         Path | None,
         typer.Option(help="manifest.jsonl with the classes annotated in each case; default the one beside REF_DIR."),
     ] = None,
+    tolerances: Annotated[
+        Path | None, typer.Option(help="JSON of class -> NSD tolerance in mm, in place of FLARE's.")
+    ] = None,
+    allow_missing: Annotated[
+        bool, typer.Option("--allow-missing", help="Score missing cases 0 and leave extra ones out (corrected).")
+    ] = False,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Cases at once; default one a CPU, at most 8.")] = None,
     scans: Annotated[Path | None, typer.Option(help="Scans of the same names, for pictures in the report.")] = None,
     as_json: AsJson = False,
     seed: Seed = 0,
     resamples: Resamples = 1000,
 ) -> None:
-    """Score a folder of masks: DSC and NSD per case and class; protocol corrected adds HD95 and lesion by lesion."""
+    """Score a folder of masks: DSC and NSD per case and class; protocol corrected adds HD95 and lesion by lesion.
+
+    flare23, flare24 and automsc score as the official scripts do, bad input included, and say what they passed over;
+    corrected refuses bad input by name. Each result states its protocol's rules.
+    """
+    from eval.mask_files import find_manifest, read_annotated
+    from eval.protocols import read_tolerances
     from eval.report.masks import masks_page
     from eval.report.slices import Folder
-    from eval.segmentation import evaluate_masks, find_manifest, read_annotated
+    from eval.segmentation import evaluate_masks
     from seg_backbone.labels import read_labels
     from vlm.cli.progress import bar
 
@@ -120,7 +134,10 @@ def masks(
             read_labels(labels) if labels else None,
             pred_labels=read_labels(pred_labels) if pred_labels else None,
             annotated=read_annotated(manifest, ref_dir) if manifest else None,
-            progress=lambda done, total, case: report(done, total),
+            tolerances_mm=read_tolerances(tolerances) if tolerances else None,
+            allow_missing=allow_missing,
+            jobs=jobs or min(8, len(os.sched_getaffinity(0))),
+            progress=report,
             seed=seed,
             resamples=resamples,
         )
