@@ -59,7 +59,7 @@ def evaluate_masks(
         ("--tolerances", tolerances_mm),
         ("--allow-missing", allow_missing),
     ):
-        if official and (given or given == {}):
+        if official and given not in (None, False):
             raise ConfigError(option, "protocol corrected", f"protocol {protocol}", "leave it out: its rules are fixed")
     ref_labels = reference_labels(PROTOCOLS[protocol], labels, ref_dir)
     rules = Rules(

@@ -397,11 +397,9 @@ def test_cases_in_parallel_score_the_same(folders):
         write("ref", case, array(CUBE))
         write("pred", case, array(SHIFTED if case == "b" else CUBE))
     seen = []
-    two = evaluate_masks(
-        pred, ref, "corrected", LABELS, jobs=2, progress=lambda done, total: seen.append((done, total))
-    )
+    two = evaluate_masks(pred, ref, "corrected", LABELS, jobs=2, progress=lambda *told: seen.append(told))
     assert repr(two.rows()) == repr(evaluate_masks(pred, ref, "corrected", LABELS).rows())
-    assert seen == [(1, 3), (2, 3), (3, 3)]
+    assert seen == [(1, 3, "a"), (2, 3, "b"), (3, 3, "c")]
 
 
 def test_an_error_comes_back_whole_from_another_process():
