@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import socket
 from dataclasses import replace
@@ -23,7 +24,7 @@ from seg_backbone.nets import build_network
 from seg_backbone.plan import Plan
 from seg_backbone.train import SegmentationConfig, train_segmentation
 from seg_backbone.train.data import build_sources, read_cases
-from seg_backbone.train.model import Model, build_model
+from seg_backbone.train.model import Model, Output, build_model
 from seg_backbone.train.objective import Step, mask_term, total
 from seg_backbone.train.optimise import rate
 from seg_backbone.train.samples import Batch, Batches, ahead, interleave
@@ -84,7 +85,7 @@ def rows_of(output):
 
 def test_it_learns_a_bright_cube(data, tmp_path):
     seen = []
-    config = configuration(data, tmp_path, steps=100, validate_every=1000)
+    config = configuration(data, tmp_path, steps=100, validate_every=1000, checkpoint_minutes=60)
     folder = train_segmentation(config, report=seen.append)
     first, last = rows_of(tmp_path)
     assert seen == [first, last]
@@ -250,8 +251,8 @@ class Deadly:
 
 
 def test_a_worker_that_dies_is_one_line():
-    with pytest.raises(ConfigError, match=r"workers: expected workers that live, .* set `workers: 2`"):
-        list(ahead(Batches([Deadly()], 1, 0), range(4), 4))
+    with pytest.raises(ConfigError, match=r"workers: expected workers that live, .* set `workers: 1`"):
+        list(ahead(Batches([Deadly()], 1, 0), range(4), 2))
 
 
 MEMORY = {
@@ -322,6 +323,28 @@ def test_a_loss_that_is_not_finite_ends_the_run(data, tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match="lower `learning_rate`"):
         train_segmentation(configuration(data, tmp_path))
     assert not (tmp_path / "checkpoint.pt").exists()
+
+
+def test_scans_without_masks_teach_what_they_lack_and_nothing_else(data, tmp_path):
+    root = shutil.copytree(data, tmp_path / "raw")
+    (root / "D3" / "imagesTr").mkdir(parents=True)
+    shutil.copy(root / "D1" / "imagesTr" / "p_2_0000.nii.gz", root / "D3" / "imagesTr" / "q_0000.nii.gz")
+    gradients = {}
+    for name, absent in (("unknown", ()), ("no larynx", ("larynx",)), ("neither", ("tumour", "larynx"))):
+        config = configuration(root, tmp_path, datasets=(DatasetEntry("D3", absent=absent),), steps=1)
+        (folder, *_) = [train_segmentation(config)]  # a dataset without a single mask trains
+        assert load_model(folder)[1].trained_on == {"CT": ()}
+        training, _ = read_cases(config, tmp_path / "cases", None)
+        batch = Batches(build_sources(config, training), 1, 0)[0]
+        logits = torch.zeros(1, 3, *PLAN.patch, requires_grad=True)
+        loss, _ = total([mask_term(config)], Step(0, torch.nn.Identity(), None, batch, Output(logits, {})))
+        loss.backward()
+        gradients[name] = logits.grad.sum((0, 2, 3, 4)).numpy()
+    np.testing.assert_allclose(gradients["unknown"], 0, atol=1e-6)
+    background, tumour, larynx = gradients["no larynx"]
+    assert larynx > 0 > background == pytest.approx(tumour)  # background or tumour: as likely as before
+    background, tumour, larynx = gradients["neither"]
+    assert tumour == pytest.approx(larynx) and larynx > 0 > background
 
 
 def test_a_dataset_without_training_cases(data, tmp_path):

@@ -73,6 +73,35 @@ def test_configure_train_segment(tmp_path):
     assert mask.array.max() <= 2
 
 
+def test_regions_and_ignored_voxels_end_to_end(tmp_path):
+    """A plain nnU-Net dataset whose labels overlap and that leaves voxels out."""
+    folder, plan = dataset(tmp_path / "raw", ("CT",), cases=3), tmp_path / "plan.json"
+    labels = {"background": 0, "throat": [1, 2], "larynx": [2], "ignore": 3}
+    description = {"labels": labels, "regions_class_order": [1, 2], "channel_names": {"0": "CT"}, "numTraining": 3}
+    (folder / "dataset.json").write_text(json.dumps(description))
+    path = folder / "labelsTr" / "p_0.nii.gz"
+    mask = read_mask(path)
+    mask.array[:, :, -2:] = 3
+    write_mask(mask, path)
+    run("data", "check", folder)
+    run("configure", folder, "-o", plan)
+    written = json.loads(plan.read_text())["plan"]
+    assert written["classes"] == ["throat_rest", "larynx"]
+    assert written["regions"] == {"throat": ["throat_rest", "larynx"]}
+    run("train", "segmentation", "--config", plan, "-o", tmp_path / "run", "--steps", "1")
+    (row,) = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert set(row["validation_dice"]) == {"CT throat_rest", "CT larynx", "CT throat"}
+    run(
+        "segment",
+        folder / "imagesTr" / "p_0_0000.nii.gz",
+        "-o",
+        tmp_path / "out",
+        "--model",
+        tmp_path / "run" / "model",
+    )
+    assert read_mask(tmp_path / "out" / "p_0.nii.gz").array.max() <= 2
+
+
 def test_a_fingerprint_spares_the_reading(tmp_path):
     folder, plan = dataset(tmp_path / "raw", ("CT",), cases=2), tmp_path / "a" / "plan.json"
     shown = json.loads(run("configure", folder, "-o", plan, "--json"))

@@ -63,7 +63,7 @@ def configure(
         "data": str(folder.parent),
         "output": f"runs/{folder.name}",
         "split": str(beside["split"].resolve()),
-        "plan": asdict(chosen.plan),
+        "plan": asdict(chosen.plan.with_(regions=cases[0].regions)),
         "datasets": [{"name": folder.name}],
         "configured": configured,
     }
