@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import cc3d
 import numpy as np
+from scipy.ndimage import find_objects
 
 from seg_backbone.boxes import bounds
 from seg_backbone.plan import Plan
@@ -14,22 +15,23 @@ def clean(ids: np.ndarray, plan: Plan, voxel_ml: float) -> np.ndarray:
 
     ids: (i, j, k) uint8, changed in place and returned.
     """
-    for name, value in plan.labels.items():
+    box = bounds(ids)
+    if box is None:
+        return ids
+    inner = ids[box]
+    places = find_objects(np.ascontiguousarray(inner), max_label=len(plan.classes))  # one pass for all classes
+    for (name, value), place in zip(plan.labels.items(), places, strict=True):
         least = plan.minimum_ml.get(name, 0.0) / voxel_ml
-        if name not in plan.single and least <= 1:
-            continue
-        present = ids == value
-        place = bounds(present)
-        if place is None:
+        if place is None or (name not in plan.single and least <= 1):
             continue
         # as in lesions.py: cc3d 4.1 raises for scattered voxels in a small bool array, never for uint8
-        pieces = cc3d.connected_components(np.ascontiguousarray(present[place]).view(np.uint8), connectivity=26)
-        del present
+        present = np.ascontiguousarray(inner[place] == value).view(np.uint8)
+        pieces = cc3d.connected_components(present, connectivity=26)
         sizes = cc3d.statistics(pieces)["voxel_counts"].astype(np.int64)
         sizes[0] = 0
         drop = sizes < max(least, 1)
         if name in plan.single:
             drop |= np.arange(len(sizes)) != sizes.argmax()  # of equal ones the first
         drop[0] = False  # other classes stay
-        ids[place][drop[pieces]] = 0
+        inner[place][drop[pieces]] = 0
     return ids
