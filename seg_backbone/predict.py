@@ -183,9 +183,7 @@ class Segmenter:
         collector = Collector(self.network, self._mirrored(runtime.forward, settings), grid, keep_stages)
         tiling = Tiling(grid.shape, patch, choice.step)
         tensor = torch.from_numpy(image).to(self.device)
-        skipped = (
-            {} if keep_stages else self._skip(runtime.forward, tensor, volume, grid, tiling, settings, choice.batch)
-        )
+        skipped = {} if keep_stages else self._skip(runtime.forward, tensor, volume, grid, tiling, settings, choice)
         del image
         clock.lap("skips")
         mask, percent = self._segment(collector, tensor, volume, choice, tiling, settings, skipped, progress, clock)
@@ -214,7 +212,7 @@ class Segmenter:
             "mode": "fast" if fast else "accurate",
             "settings": {
                 "blending": blending,
-                "mirrored": list(self.plan.mirror_axes) if mirror else [],
+                "mirrored": list(self.plan.mirror_axes) if mirror and not keep_stages else [],
                 "export": export,
             },
             "runtime": self.runtimes.report(runtime),
@@ -311,9 +309,11 @@ class Segmenter:
         grid: Grid,
         tiling: Tiling,
         settings: Settings,
-        batch: int,
+        choice: Choice,
     ) -> dict[Start, str]:
-        """The windows that need not be run, each with what says so."""
+        """The windows that need not be run, each with what says so. The gate only speaks of windows of the plan's size
+        and spacing, which its threshold was chosen on.
+        """
         skipped: dict[Start, str] = {}
         starts = tiling.starts()
         body = body_mask(image.cpu().numpy(), volume.modality, self.plan) if settings.fast else None
@@ -331,13 +331,14 @@ class Segmenter:
                 grid.spacing_mm,
                 self._excluded(volume),
                 body,
+                _home(choice),
             )
             skipped |= dict.fromkeys(left if box is None else windows_without(tiling, box, left), "roi")
             left = [start for start in left if start not in skipped]
-        if self.plan.gate and self.gate and self._gated(settings):
-            spacing = (float(grid.spacing_mm[0]), float(grid.spacing_mm[1]), float(grid.spacing_mm[2]))
-            seen, _ = preprocess(volume, gate_input(self.plan, self.plan.gate).with_(spacing_mm=spacing))
-            held = foreground_probability(self.gate, torch.from_numpy(seen).to(image.device), tiling, left, batch)
+        known = choice.coarser == 1 and tiling.patch == self.plan.patch
+        if self.plan.gate and self.gate and known and self._gated(settings):
+            seen = torch.from_numpy(preprocess(volume, gate_input(self.plan, self.plan.gate))[0]).to(image.device)
+            held = foreground_probability(self.gate, seen, tiling, left, choice.batch)
             skipped |= {start: "gate" for start, one in zip(left, held, strict=True) if one < self.plan.gate.threshold}
         return skipped
 
@@ -370,7 +371,7 @@ class Segmenter:
             getattr(torch, choice.accumulator),
             settings.blending,
             skipped,
-            torch.device("cpu") if choice.place == "cpu" else None,
+            _home(choice),
         )
         array = np.zeros(volume.grid.shape, dtype=np.uint8)
         percent = np.zeros(volume.grid.shape, dtype=np.uint8)
@@ -404,6 +405,11 @@ class Segmenter:
             return 0.0
         more = torch.cuda.max_memory_reserved(self.device) - torch.cuda.memory_reserved(self.device)
         return self._held_gpu_mb() + more / MB
+
+
+def _home(choice: Choice) -> torch.device | None:
+    """Where the logits are summed, if not where the network runs."""
+    return torch.device("cpu") if choice.place == "cpu" else None
 
 
 def _measure(mask: Mask, volume: Volume, percent: np.ndarray) -> Instances:

@@ -111,20 +111,20 @@ def region_of_interest(
     spacing_mm: np.ndarray,
     excluded: Collection[int] = (),
     body: np.ndarray | None = None,
+    keep_on: torch.device | None = None,
 ) -> np.ndarray | None:
     """(i, j, k) bool box around everything that a low-resolution pass may have found; None where it found nothing.
 
     The network sees every n-th voxel of the image, without interpolation. A voxel counts where the classes that are not
     `excluded` have a probability above `roi.threshold` beside the background; their box is padded by
-    `roi.margin_mm`. body: windows without any of it are left out of the pass.
+    `roi.margin_mm`. body: windows without any of it are left out of the pass. keep_on: see `predict_blocks`.
     """
     every = tuple(slice(None, None, stride) for stride in roi.stride)
     low = strided(tiling, roi)
     air = [] if body is None else windows_without(low, body[every], low.starts())
     first, last, done = np.full(3, np.inf), np.full(3, -np.inf), 0
-    for block in predict_blocks(
-        network, image[(slice(None), *every)].contiguous(), low.patch, low.step, skipped=frozenset(air)
-    ):
+    seen = image[(slice(None), *every)].contiguous()
+    for block in predict_blocks(network, seen, low.patch, low.step, skipped=frozenset(air), keep_on=keep_on):
         wanted = [number for number in range(len(block)) if number not in excluded]
         found = 1 - block[wanted].float().softmax(0)[0] > roi.threshold
         if found.any():

@@ -8,11 +8,12 @@ import pytest
 import torch
 import yaml
 
-from seg_backbone import Segmenter
+from seg_backbone import Segmenter, predict
 from seg_backbone.checkpoint import save_model
 from seg_backbone.errors import CheckpointError, ConfigError
 from seg_backbone.gate import WEIGHTS, foreground_probability
 from seg_backbone.geometry import Grid
+from seg_backbone.governor import Choice
 from seg_backbone.io import write_mask, write_volume
 from seg_backbone.nets import build_network
 from seg_backbone.plan import Plan
@@ -152,6 +153,15 @@ def test_fast_mode_skips_what_the_gate_finds_empty(raw, trained):
     assert capped.report["skipped"]["gate"] == fast["skipped"]["gate"]
     with pytest.raises(ConfigError, match="a model with a gate"):
         plain(scan, "CT", gate=True)
+
+
+@pytest.mark.parametrize("change", [{"coarser": 1.25}, {"window": 0.5}])
+def test_the_gate_is_silent_about_windows_that_it_was_not_tried_on(trained, monkeypatch, change):
+    chosen = Choice(**change)
+    monkeypatch.setattr(predict, "choose", lambda budget, start, need, *_: (chosen, need(chosen), []))
+    array, _ = scan_with_tumour(9)
+    report = Segmenter.load(trained, "cpu")((array, GRID.affine), "CT", fast=True, max_ram_mb=1e6).report
+    assert report["skipped"]["gate"] == 0 and report["windows"] > 0
 
 
 def test_scores_do_not_depend_on_the_batch(trained):
