@@ -57,7 +57,7 @@ def masks(data: Path, split: Path, out: Path) -> None:
             link = reference / f"{case.case}.nii.gz"
             if case.mask is not None and not link.exists():
                 link.symlink_to(case.mask.resolve())
-        labels = ("--labels", data / dataset / "dataset.json", "--manifest", data / "manifest.jsonl")
+        labels = ("--labels", data / dataset / "dataset.json", "--manifest", data / "manifest.jsonl", "--allow-missing")
         where = ("evaluate", "masks", out / "masks" / dataset, reference)
         _vlm(*where, "--protocol", "corrected", *labels, "-o", out / "scores" / dataset)
     false_positives(data, split, out)

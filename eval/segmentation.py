@@ -10,6 +10,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -108,6 +109,9 @@ def _score_all(cases: list[Case], rules: Rules, jobs: int) -> Iterator[CaseScore
     pool = ProcessPoolExecutor(jobs, get_context("spawn"), signal.signal, (signal.SIGINT, signal.SIG_IGN))
     try:
         yield from pool.map(score, cases)
+    except BrokenProcessPool:
+        found = f"a process that was killed with {jobs} cases at once"
+        raise ConfigError("--jobs", "enough memory", found, "pass a smaller --jobs") from None
     finally:
         pool.shutdown(cancel_futures=True)
 

@@ -147,6 +147,7 @@ def read_label_file(path: str | Path) -> LabelFile:
     A label with a list of values is a region, as nnU-Net has them; its classes are the single values: one that is a
     region of its own has that name, any other is the rest of the smallest region that holds it:
         "labels": {"whole": [1, 2], "core": 2}  ->  classes whole_rest 1 and core 2, region whole = both
+    The older form of id -> name (nnU-Net v1, the Medical Segmentation Decathlon) is read too.
     """
     path = Path(path)
     if not path.is_file():
@@ -154,6 +155,10 @@ def read_label_file(path: str | Path) -> LabelFile:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
         table = data.get("labels", data)
+        if all(key.isdigit() and isinstance(name, str) for key, name in table.items()):
+            if len(set(table.values())) < len(table):
+                raise ValueError("one name for two ids")
+            table = {name: int(value) for value, name in table.items()}
         pairs = [
             (str(name), tuple(int(v) for v in (value if isinstance(value, list) else [value])))
             for name, value in table.items()

@@ -81,6 +81,10 @@ def test_users_mistakes_reach_the_top_level_as_input_errors(questions, folders, 
     assert isinstance(bad.exception, ConfigError)
     pred, ref, labels = folders
     assert isinstance(run("masks", pred, ref, "--protocol", "mine", *out).exception, ConfigError)
+    (tmp_path / "mm.json").write_text('{"tumour": -1}')
+    tolerances = ("--labels", labels, "--tolerances", tmp_path / "mm.json")
+    assert isinstance(run("masks", pred, ref, *tolerances, *out).exception, ConfigError)
+    assert isinstance(run("masks", pred, ref, "--protocol", "flare24", "--allow-missing", *out).exception, ConfigError)
     write_mask(Mask(np.ones((2, 2, 2), np.uint8), Grid((2, 2, 2), np.eye(4))), pred / "a.nii.gz")
     assert isinstance(run("masks", pred, ref, "--labels", labels, *out).exception, GridError)
     assert not (tmp_path / "out").exists()

@@ -5,7 +5,17 @@ import json
 import pytest
 
 from seg_backbone.errors import LabelError
-from seg_backbone.labels import LESIONS, WORDS, canonical, display, other_side, read_label_file, read_labels, undrawn
+from seg_backbone.labels import (
+    LESIONS,
+    WORDS,
+    canonical,
+    display,
+    is_lesion,
+    other_side,
+    read_label_file,
+    read_labels,
+    undrawn,
+)
 
 
 @pytest.mark.parametrize(
@@ -67,6 +77,20 @@ def test_the_other_side():
     assert other_side("parotid_left") == "parotid_right"
     assert other_side("adrenal_gland_right") == "adrenal_gland_left"
     assert other_side("spinal_cord") is other_side("left") is None
+
+
+def test_the_older_form_of_id_to_name(tmp_path):
+    path = tmp_path / "dataset.json"
+    path.write_text(json.dumps({"labels": {"0": "background", "1": "liver", "2": "tumor"}, "modality": {"0": "CT"}}))
+    assert read_labels(path) == {"liver": 1, "tumour": 2}
+    path.write_text(json.dumps({"labels": {"1": "liver", "2": "liver"}}))
+    with pytest.raises(LabelError, match="one name for two ids"):
+        read_labels(path)
+
+
+def test_lesion_classes():
+    names = ("tumour", "liver_tumor", "lung_nodule_left", "metastasis", "liver", "muscle_mass", "masseter")
+    assert [is_lesion(name) for name in names] == [True] * 4 + [False] * 3
 
 
 def test_read_labels(tmp_path):
