@@ -19,7 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.rcsetup import cycler
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator
 
 from seg_backbone.io.atomic import replacing
 
@@ -213,6 +213,8 @@ def size_dice(classes: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Figure:
         marker = "osD^v"[number // len(COLOURS) % 5]  # once the colours are used up
         axes.scatter(volume_ml[shown], dsc[shown], s=16, marker=marker, alpha=0.65, linewidths=0, label=_short(name))
     axes.set(xlabel="reference volume, ml", ylabel="DSC", ylim=(-0.03, 1.03), xscale="log")
+    low, high = axes.get_xlim()
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 300 * low else (1,)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.xaxis.set_minor_formatter(FuncFormatter(lambda value, _: ""))
     if len(classes) > 1:
