@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from eval.jsonl import read_jsonl
 from eval.protocols import Protocol
@@ -145,11 +146,8 @@ def read_annotated(manifest: str | Path, ref_dir: str | Path) -> dict[str, list[
     Names come back canonical; a line whose `annotated` is not a list says nothing and is passed over.
     Raises QuestionError (broken line) or InputError (no case, two answers for a case).
     """
-    parts = Path(ref_dir).resolve().parts
-    lines = read_jsonl(manifest)
-    own = [(number, line) for number, line in lines if line.get("dataset") in parts]
     table: dict[str, list[str]] = {}
-    for number, line in own or lines:
+    for number, line in _own_lines(manifest, ref_dir):
         where = f"{manifest}, line {number}"
         if not isinstance(line.get("case"), str):
             raise InputError(where, "a case name", json.dumps(line)[:80], "complete the line")
@@ -163,11 +161,24 @@ def read_annotated(manifest: str | Path, ref_dir: str | Path) -> dict[str, list[
     return table
 
 
+def read_patients(manifest: str | Path, ref_dir: str | Path) -> dict[str, str]:
+    """Case -> patient, of the lines of a manifest.jsonl that name both; lines are chosen as in `read_annotated`."""
+    lines = [line for _, line in _own_lines(manifest, ref_dir)]
+    return {str(line["case"]): str(line["patient"]) for line in lines if line.get("case") and line.get("patient")}
+
+
 def find_manifest(ref_dir: str | Path) -> Path | None:
     """The manifest.jsonl in `ref_dir`, beside it, or beside the dataset folder that holds it."""
     folder = Path(ref_dir).resolve()
     candidates = (place / "manifest.jsonl" for place in (folder, *folder.parents[:2]))
     return next((path for path in candidates if path.is_file()), None)
+
+
+def _own_lines(manifest: str | Path, ref_dir: str | Path) -> list[tuple[int, dict[str, Any]]]:
+    """(line number, line) of the lines whose dataset is a folder on the path of `ref_dir`; all where there is none."""
+    parts = Path(ref_dir).resolve().parts
+    lines = list(read_jsonl(manifest))
+    return [(number, line) for number, line in lines if line.get("dataset") in parts] or lines
 
 
 def some(names: Iterable[str], most: int = 12) -> str:

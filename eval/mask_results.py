@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -38,7 +39,8 @@ LESION_COLUMNS = (
 @dataclass(frozen=True)
 class MaskResults:
     """Scores of a folder. cases: how many were looked at. missing: reference cases without a prediction. notes: what a
-    reader of the figures must know, one sentence each."""
+    reader of the figures must know, one sentence each. patients: case -> patient, of the cases whose patient has others
+    too; whole patients are drawn again for the intervals."""
 
     rules: Rules
     scores: list[MaskScore]
@@ -47,11 +49,12 @@ class MaskResults:
     notes: list[str]
     pred_dir: str
     ref_dir: str
+    patients: Mapping[str, str] = field(default_factory=dict)
     seed: int = 0
     resamples: int = 1000
 
     def metrics(self) -> dict[str, Any]:
-        """The content of metrics.json. Means are over cases with a score; intervals bootstrap the cases."""
+        """The content of metrics.json. Means are over cases with a score; intervals bootstrap the patients."""
         return self._metrics
 
     @cached_property
@@ -78,7 +81,12 @@ class MaskResults:
                 if names
             },
             "lesionwise": self._lesionwise(),
-            "bootstrap": {"seed": self.seed, "resamples": self.resamples, "level": 0.95, "cluster": "case"},
+            "bootstrap": {
+                "seed": self.seed,
+                "resamples": self.resamples,
+                "level": 0.95,
+                "cluster": "patient, else case",
+            },
             "notes": self.notes,
         }
 
@@ -87,6 +95,7 @@ class MaskResults:
         return [
             {
                 "case": score.case,
+                "patient": self._patient(score.case),
                 "class": score.label,
                 "state": score.state,
                 "dsc": score.dsc,
@@ -132,6 +141,9 @@ class MaskResults:
             tables.append(Table(f"Lesions, {name}: {counted}", ["figure", "value"], figures))
         return tables
 
+    def _patient(self, case: str) -> str:
+        return self.patients.get(case, case)
+
     def _of_class(self, name: str) -> dict[str, Any]:
         scores = [score for score in self.scores if score.label == name]
         counted = [score for score in scores if not np.isnan(score.dsc)]
@@ -147,7 +159,7 @@ class MaskResults:
         )
         intervals = clustered_intervals(
             lambda index: {key: _known_mean(array[index]) for key, array in values.items()},
-            [score.case for score in counted],
+            [self._patient(score.case) for score in counted],
             self.seed,
             self.resamples,
         )
@@ -178,7 +190,9 @@ class MaskResults:
             if own:
                 lesions = list(own.values())
                 statistic = lesion_figures(lesions)
-                intervals = clustered_intervals(statistic, list(own), self.seed, self.resamples)
+                intervals = clustered_intervals(
+                    statistic, [self._patient(case) for case in own], self.seed, self.resamples
+                )
                 classes[name] = {
                     "cases": len(own),
                     "reference": sum(len(one.reference) for one in lesions),

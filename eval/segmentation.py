@@ -31,6 +31,7 @@ def evaluate_masks(
     *,
     pred_labels: dict[str, int] | None = None,
     annotated: dict[str, list[str]] | None = None,
+    patients: dict[str, str] | None = None,
     tolerances_mm: dict[str, float] | None = None,
     allow_missing: bool = False,
     jobs: int = 1,
@@ -46,7 +47,7 @@ def evaluate_masks(
     not know is ignored. The flare protocols fix the ids, so labels that say otherwise raise.
     annotated: case -> classes drawn in it; a case not listed has them all (noted). tolerances_mm: class -> NSD
     tolerance in place of the protocol's. allow_missing: score missing cases 0 and leave extra ones out. These three go
-    with the protocol `corrected` only.
+    with the protocol `corrected` only. patients: case -> patient, for intervals; a case not listed is a patient.
     jobs: processes that share the cases. progress: called with (cases done, cases).
 
     Raises ConfigError (unknown protocol, an option that it has no place for), LabelError, GridError, ScanError,
@@ -93,6 +94,7 @@ def evaluate_masks(
         [*_notes(pairing, rules, annotated), *_remarks(results)],
         str(pred_dir),
         str(ref_dir),
+        patients or {},
         seed=seed,
         resamples=resamples,
     )

@@ -135,7 +135,7 @@ def _by_size(results: MaskResults, scored: Sequence[Row]) -> list[Table]:
 def _mean_of(rows: Sequence[Row], metric: str, results: MaskResults) -> str:
     known = [row for row in rows if _known(row[metric])]
     values = np.array([row[metric] for row in known], dtype=float)
-    clusters = [row.get("patient") or row["case"] for row in known]
+    clusters = [row["patient"] for row in known]
     interval = mean_interval(values, clusters, results.seed, results.resamples) if known else None
     return with_interval(float(values.mean()) if known else None, interval, 3)
 
@@ -156,6 +156,8 @@ def _size_plots(scored: Sequence[Row]) -> list[Plot]:
 def _every_case(rows: Sequence[Row]) -> Table:
     """The rows of per_case.csv, lowest DSC first; columns that hold nothing are left out."""
     columns = [key for key in rows[0] if any(row.get(key, "") != "" and _known(row[key]) for row in rows)]
+    if all(row["patient"] == row["case"] for row in rows):
+        columns.remove("patient")
     order = sorted(rows, key=lambda row: row["dsc"] if _known(row["dsc"]) else math.inf)
     lines = [[_cell(row.get(key, "")) for key in columns] for row in order[:MOST_ROWS]]
     left = len(order) - len(lines)
@@ -187,7 +189,7 @@ def _examples(
         facts = [
             (key.replace("_", " "), _cell(value))
             for key, value in row.items()
-            if key not in ("case", "class") and value != "" and _known(value)
+            if key not in ("case", "patient", "class") and value != "" and _known(value)
         ]
         yield Example(f"{row['case']}: {display(row['class'])}", facts, *pictures[row["case"], row["class"]])
 

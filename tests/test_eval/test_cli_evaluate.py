@@ -73,6 +73,26 @@ def test_masks(folders, tmp_path):
     assert "corrected" in (tmp_path / "out" / "table.md").read_text()
 
 
+def test_masks_of_one_patient_are_drawn_together(folders, tmp_path):
+    """Three cases of two patients: the first's two are one cluster. One patient alone has no interval."""
+    pred, ref, labels = folders
+    array = np.zeros((6, 6, 6), dtype=np.uint8)
+    array[2:4, 2:4, 2:4] = 1
+    for case, shift in (("b", 1), ("c", 0)):
+        for side, mask in ((pred, np.roll(array, shift, axis=0)), (ref, array)):
+            write_mask(Mask(mask, Grid(array.shape, np.eye(4))), side / f"{case}.nii.gz")
+    intervals = []
+    for patients in ("112", "111"):
+        lines = [{"case": case, "patient": number} for case, number in zip("abc", patients, strict=True)]
+        (tmp_path / "manifest.jsonl").write_text("\n".join(map(json.dumps, lines)))
+        result = run("masks", pred, ref, "--labels", labels, "-o", tmp_path / "out", "--json", "--jobs", 1)
+        assert result.exit_code == 0, result.output
+        intervals.append(json.loads(result.stdout)["classes"]["tumour"]["dsc"]["interval"])
+    assert intervals == [[0.75, 1.0], None]  # (1 + 0.5) / 2 and 1: the single case b never stands alone
+    with (tmp_path / "out" / "per_case.csv").open() as file:
+        assert {(row["case"], row["patient"]) for row in csv.DictReader(file)} == {(case, "1") for case in "abc"}
+
+
 def test_users_mistakes_reach_the_top_level_as_input_errors(questions, folders, tmp_path):
     reference, answers = questions
     out = ("-o", tmp_path / "out")

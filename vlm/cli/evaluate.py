@@ -94,7 +94,7 @@ def masks(
     ] = None,
     manifest: Annotated[
         Path | None,
-        typer.Option(help="manifest.jsonl with the classes annotated in each case; default the one beside REF_DIR."),
+        typer.Option(help="manifest.jsonl with each case's annotated classes and patient; default the one by REF_DIR."),
     ] = None,
     tolerances: Annotated[
         Path | None, typer.Option(help="JSON of class -> NSD tolerance in mm, in place of FLARE's.")
@@ -113,7 +113,7 @@ def masks(
     flare23, flare24 and automsc score as the official scripts do, bad input included, and say what they passed over;
     corrected refuses bad input by name. Each result states its protocol's rules.
     """
-    from eval.mask_files import find_manifest, read_annotated
+    from eval.mask_files import find_manifest, read_annotated, read_patients
     from eval.protocols import read_tolerances
     from eval.report.masks import masks_page
     from eval.report.slices import Folder
@@ -121,10 +121,10 @@ def masks(
     from seg_backbone.labels import read_labels
     from vlm.cli.progress import bar
 
-    if manifest is None and protocol == "corrected":
-        manifest = find_manifest(ref_dir)
-        if manifest is not None:
-            print(f"Annotated classes from {manifest}", file=sys.stderr)
+    source = manifest or find_manifest(ref_dir)
+    if protocol == "corrected" and manifest is None and source is not None:
+        manifest = source
+        print(f"Annotated classes from {manifest}", file=sys.stderr)
     folder = Folder(scans) if scans else None
     with bar("scoring") as report:
         results = evaluate_masks(
@@ -134,6 +134,7 @@ def masks(
             read_labels(labels) if labels else None,
             pred_labels=read_labels(pred_labels) if pred_labels else None,
             annotated=read_annotated(manifest, ref_dir) if manifest else None,
+            patients=read_patients(source, ref_dir) if source else None,
             tolerances_mm=read_tolerances(tolerances) if tolerances else None,
             allow_missing=allow_missing,
             jobs=jobs or min(8, len(os.sched_getaffinity(0))),
