@@ -35,7 +35,10 @@ LARGEST_UPLOAD = 4 << 30
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 Json = Annotated[dict[str, Any], Body()]
 STATUS = {UnknownError: 404, OutsideError: 403}
-HEADERS = {"Content-Security-Policy": "default-src 'self' 'unsafe-inline'", "Cache-Control": "no-store"}
+HEADERS = {
+    "Content-Security-Policy": "default-src 'self' 'unsafe-inline'; img-src 'self' data:",
+    "Cache-Control": "no-store",
+}
 
 
 def make_app(shelf: Shelf, loopback: bool = True) -> FastAPI:
@@ -161,11 +164,13 @@ class Guard:
 
 
 def _error(status: int, line: str) -> JSONResponse:
-    return JSONResponse({"error": " ".join(line.split())}, status)
+    line = " ".join(line.split()).encode("utf-8", "replace").decode()  # half a surrogate pair cannot be sent
+    return JSONResponse({"error": line}, status)
 
 
 def _text(body: dict[str, Any], key: str) -> str:
-    """A value that must be a string."""
-    if not isinstance(body.get(key), str):
-        raise HTTPException(400, f"request: expected {key} as a string, found {body.get(key)!r}")
-    return body[key]
+    """A value that must be a string, fit for a file name."""
+    value = body.get(key)
+    if not isinstance(value, str) or "\0" in value or value != value.encode("utf-8", "replace").decode():
+        raise HTTPException(400, f"request: expected {key} as a string, found {value!r}")
+    return value

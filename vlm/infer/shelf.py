@@ -78,8 +78,6 @@ class Shelf:
 
         Raises OutsideError for a path that is neither served nor inside a folder that is, ScanError for no scan.
         """
-        if "\0" in path or not path.strip():
-            raise ScanError(repr(path), "the path of a scan", "none", "name a file or folder")
         places = [root / path for root in self.roots if root.is_dir()] or [Path(path)]
         absolute = [Path(os.path.abspath(place)) for place in places]
         allowed = [place for place in absolute if self.anywhere or self._served(place)]
