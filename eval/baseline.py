@@ -6,7 +6,7 @@ Any figure worth reporting stands clear of this one, computed by the same scorer
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ BASELINE = "majority/median"
 
 def majority_baseline(
     references: Sequence[Reference], training: Sequence[Reference] | None = None
-) -> list[dict[str, Any]]:
+) -> Iterator[dict[str, Any]]:
     """One answer line (as in an answers file) a question, from training questions of its type and group.
 
     Classification: the commonest training answer among the question's options. Multilabel: the options in at least
@@ -34,14 +34,14 @@ def majority_baseline(
         if one.answer is not None:
             table.setdefault((one.type, one.group), []).append(one)
             table.setdefault((one.type, None), []).append(one)
-    lines = []
+    known: dict[tuple[Any, ...], dict[str, Any]] = {}
     for reference in references:
-        seen = table.get((reference.type, reference.group)) or table.get((reference.type, None), [])
-        answer = _answer(reference, seen)
-        if answer is None:
-            answer = {"abstained": True, "reason": f"no training question of type {reference.type}"}
-        lines.append({"id": reference.id, "type": reference.type, **answer})
-    return lines
+        alike = (reference.type, reference.group, reference.options, reference.unit)
+        if alike not in known:
+            seen = table.get((reference.type, reference.group)) or table.get((reference.type, None), [])
+            abstains = {"abstained": True, "reason": f"no training question of type {reference.type}"}
+            known[alike] = _answer(reference, seen) or abstains
+        yield {"id": reference.id, "type": reference.type, **known[alike]}
 
 
 def _answer(reference: Reference, seen: list[Reference]) -> dict[str, Any] | None:

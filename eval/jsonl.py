@@ -4,39 +4,42 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from seg_backbone.errors import QuestionError
 
 
-def read_jsonl(path: str | Path) -> list[tuple[int, dict[str, Any]]]:
-    """(line number from 1, object) of every non-blank line. Raises QuestionError: no file, not UTF-8 JSON objects."""
+def read_jsonl(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(line number from 1, object) of every non-blank line, one line in memory at a time.
+
+    Raises QuestionError: no file, not UTF-8 JSON objects.
+    """
     path = Path(path)
     if not path.is_file():
         raise QuestionError(path, "a JSON-lines file", "no such file", "check the path")
-    records = []
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")  # not splitlines: JSON strings may hold U+2028
-    except UnicodeDecodeError as error:
-        raise QuestionError(path, "UTF-8 text", f"other bytes ({error.reason})", "save it as UTF-8") from None
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except ValueError as error:
-            raise QuestionError(
-                f"{path}, line {number}", "a JSON object", f"broken JSON ({error})", "repair it"
-            ) from None
-        if not isinstance(record, dict):
-            raise QuestionError(
-                f"{path}, line {number}", "a JSON object", type(record).__name__, "write one object a line"
-            )
-        records.append((number, record))
-    return records
+    with path.open("rb") as file:  # bytes: in text, JSON strings may hold U+2028, which is no end of line here
+        for number, line in enumerate(file, 1):
+            if number == 1:
+                line = line.removeprefix(b"\xef\xbb\xbf")
+            if line.isspace():
+                continue
+            try:
+                record = json.loads(line.decode("utf-8"))
+            except UnicodeDecodeError as error:
+                found = f"other bytes ({error.reason})"
+                raise QuestionError(f"{path}, line {number}", "UTF-8 text", found, "save it as UTF-8") from None
+            except (ValueError, RecursionError) as error:
+                found = f"broken JSON ({error})"
+                raise QuestionError(f"{path}, line {number}", "a JSON object", found, "repair it") from None
+            if not isinstance(record, dict):
+                found = type(record).__name__
+                raise QuestionError(f"{path}, line {number}", "a JSON object", found, "write one object a line")
+            yield number, record
 
 
 def digest(path: str | Path) -> str:
     """SHA-256 of a file's bytes, so that a score says which file it came from."""
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

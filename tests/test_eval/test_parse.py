@@ -2,7 +2,8 @@
 
 import pytest
 
-from eval.parse import normalise, parse_choice, parse_choices, parse_count, parse_number
+from eval.options import parse_choice, parse_choices
+from eval.parse import normalise, parse_count, parse_number
 from eval.units import convert
 
 
@@ -19,7 +20,7 @@ from eval.units import convert
         ("12.5", "mm", (12.5, None)),
         ("-35 HU", "HU", (-35, "hu")),
         ("30%", "%", (30, "%")),
-        ("12 centimetres", "mm", (12, "centimetre")),
+        ("12 centimetres", "mm", (12, "centimeter")),
         ("120 ml", "mm", None),
         ("cannot tell", "mm", None),
         ("1.5e2", None, (150, None)),
@@ -59,7 +60,7 @@ ORGANS = ["liver", "right kidney", "kidney", "spleen"]
         ("the kidney", ORGANS, "kidney"),
         ("liver or spleen", ORGANS, None),
         ("B", ORGANS, "right kidney"),
-        ("(d)", ORGANS, None),
+        ("(d)", ORGANS, "spleen"),
         ("D. spleen", ORGANS, "spleen"),
         ("The answer is C", ORGANS, "kidney"),
         ("Answer: A", ORGANS, "liver"),
