@@ -12,6 +12,7 @@ import json
 import re
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,10 @@ from eval.jsonl import read_jsonl
 from seg_backbone.errors import QuestionError
 
 ID_NAMES = ("id", "uid", "question id", "qid", "identifier", "case id", "name")
-TEXT_NAMES = ("text", "prediction", "predicted answer", "model answer", "model output", "generated answer",
-              "generated text", "generation", "response", "completion", "output", "predicted", "pred", "answer")  # fmt: skip
+TEXT_NAMES = (
+    *("text", "prediction", "predicted answer", "model answer", "model output", "generated answer", "generated text"),
+    *("generation", "response", "completion", "output", "predicted", "pred", "answer"),
+)
 STRUCTURED = ("value", "choice", "choices", "boxes", "abstained", "unscored")
 RECORD_KEYS = ("answers", "predictions", "results", "data", "items")  # where a JSON object keeps its list of records
 
@@ -36,11 +39,13 @@ def read_answer_file(
     or of answers (naming those found), an answer without id.
     """
     path = Path(path)
-    columns: dict[str, str] | None = None
+    table = path.suffix.lower() in (".csv", ".tsv")
+    known: dict[tuple[str, ...], dict[str, str]] = {}
     for place, record in _records(path):
+        columns = known.get(names := tuple(record))
         if columns is None:
-            where = str(path) if path.suffix.lower() in (".csv", ".tsv") else f"{path}, {place}"
-            columns = _columns(where, list(record), id_column, text_column)
+            where = str(path) if table else f"{path}, {place}"
+            columns = known[names] = _columns(where, names, id_column, text_column, table)
         key = record.get(columns["id"])
         if not isinstance(key, str | int) or isinstance(key, bool) or str(key).strip() == "":
             found = "none" if key in (None, "") else repr(key)
@@ -65,7 +70,7 @@ def _records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _rows(path: Path, separator: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The rows of a csv file. Empty cells are left out, JSON in cells of boxes, choices and probabilities is decoded."""
+    """The rows of a csv file. Empty cells are left out, JSON of boxes, choices and probabilities decoded."""
     csv.field_size_limit(sys.maxsize)
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.reader(file, delimiter=separator, strict=True)
@@ -79,7 +84,10 @@ def _rows(path: Path, separator: str) -> Iterator[tuple[str, dict[str, Any]]]:
                     found = f"{len(cells)} cells for {len(header)} columns"
                     raise QuestionError(f"{path}, line {line}", "a cell a column", found, "quote texts with separators")
                 if any(cells):
-                    yield f"line {line}", _typed({n: c for n, c in zip(header, cells, strict=False) if c.strip()}, header)
+                    yield (
+                        f"line {line}",
+                        _typed({n: c for n, c in zip(header, cells, strict=False) if c.strip()}, header),
+                    )
                 line = reader.line_num + 1
         except UnicodeDecodeError as error:
             raise QuestionError(path, "UTF-8 text", f"other bytes ({error.reason})", "save it as UTF-8") from None
@@ -91,17 +99,11 @@ def _rows(path: Path, separator: str) -> Iterator[tuple[str, dict[str, Any]]]:
 def _typed(row: dict[str, Any], header: Sequence[str]) -> dict[str, Any]:
     """A csv row with the types that the contract has; what does not fit stays text, for the reader to complain of."""
     for name in ("value", "confidence"):
-        if name in row:
-            try:
-                row[name] = float(row[name])
-            except ValueError:
-                pass
+        with suppress(KeyError, ValueError):
+            row[name] = float(row[name])
     for name in ("boxes", "choices", "probabilities"):
-        if row.get(name, "").strip()[:1] in ("[", "{"):
-            try:
-                row[name] = json.loads(row[name])
-            except ValueError:
-                pass
+        with suppress(KeyError, ValueError):
+            row[name] = json.loads(row[name])
     if "abstained" in row:
         row["abstained"] = row["abstained"].strip().lower() in ("true", "1", "yes")
     return dict.fromkeys(header) | row
@@ -117,7 +119,9 @@ def _json(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     if isinstance(content, dict):
         inner = next((content[key] for key in RECORD_KEYS if isinstance(content.get(key), list)), None)
         if inner is None:
-            content = [{"id": key, **(text if isinstance(text, dict) else {"text": text})} for key, text in content.items()]
+            content = [
+                {"id": key} | (text if isinstance(text, dict) else {"text": text}) for key, text in content.items()
+            ]
         else:
             content = inner
     if not isinstance(content, list):
@@ -129,8 +133,11 @@ def _json(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         yield f"record {number}", record
 
 
-def _columns(where: str, names: list[str], id_column: str | None, text_column: str | None) -> dict[str, str]:
-    """Role -> the column that has it. Raises QuestionError naming the columns found."""
+def _columns(
+    where: str, names: Sequence[str], id_column: str | None, text_column: str | None, table: bool
+) -> dict[str, str]:
+    """Role -> the column that has it. Raises QuestionError naming the columns found; a table needs one of texts or of
+    structured answers."""
     known = {_plain(name): name for name in reversed(names)}
     found = {}
     for role, chosen, usual in (("id", id_column, ID_NAMES), ("text", text_column, TEXT_NAMES)):
@@ -138,7 +145,7 @@ def _columns(where: str, names: list[str], id_column: str | None, text_column: s
         column = next((known[_plain(name)] for name in spellings if _plain(name) in known), None)
         if column is not None:
             found[role] = column
-        elif role == "id" or chosen is not None or not set(STRUCTURED) & set(names):
+        elif role == "id" or (table and (chosen is not None or not set(STRUCTURED) & set(names))):
             wanted = f"a column {chosen!r}" if chosen else f"a column for the {role} ({', '.join(usual[:4])}, ...)"
             raise QuestionError(where, wanted, f"columns {', '.join(names)}", f"name it with --{role}-column")
     return found

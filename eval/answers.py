@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from eval.bootstrap import Pooled, pooled_intervals, pooled_values
 from eval.calibration import BINS, abstention, calibration
 from eval.detection import Box
 from eval.figures import FIGURES, Figures, means
-from eval.flare_mllm import task_figures, task_of
+from eval.flare_mllm import REPORTS, task_figures, task_of
 from eval.jsonl import digest
 from eval.reading import ABSTAINED, ANSWERED, JUDGED, MISSING, STATES, UNSCORED, Item, read_item
 from eval.references import NUMERIC, STRATA, TYPES, Reference, read_references
@@ -35,9 +35,15 @@ from eval.texts import ReportMetric, load_report_metric, report_scores
 from seg_backbone.errors import ConfigError, QuestionError
 
 NAMED = 5  # how many questions a fault names
-LISTED = 40  # values of a stratum that a table shows
+LISTED = 40  # rows of strata that a table shows
+MOST_VALUES = 200  # of a key that questions are told apart by
+WIDE = 4096  # sums; in a stratum, a figure of more (the median of very many errors) has no interval
 
 Progress = Callable[[str, int, int], None]
+
+
+def silent(stage: str, done: int, total: int) -> None:
+    """No progress is shown."""
 
 
 @dataclass
@@ -97,8 +103,9 @@ class AnswerResults:
     report_metrics: Mapping[str, ReportMetric] = field(default_factory=dict)
     seed: int = 0
     resamples: int = 1000
+    columns: Mapping[str, str | None] = field(default_factory=dict)
     compared: dict[str, AnswerResults] = field(default_factory=dict)
-    progress: Progress = lambda stage, done, total: None
+    progress: Progress = silent
 
     def metrics(self) -> dict[str, Any]:
         """The content of metrics.json: counts, and per type the figures that `eval.figures` names."""
@@ -220,7 +227,7 @@ class AnswerResults:
         own = kind.figures.own
         result = {
             "counts": _counts(kind.items),
-            "metrics": self._with_intervals(kind.figures.families, kind, kind.judged),
+            "metrics": self._with_intervals(kind.figures.families, kind.clusters, kind.judged),
             "headline": _headline(kind, np.ones(len(own), dtype=bool)),
             **self._confidence(kind.confidence, own, kind.judged, kind.answered, kind.clusters),
         }
@@ -232,34 +239,43 @@ class AnswerResults:
             if len(units) > 1:
                 result["by_unit"] = units
         result["by"] = {
-            key: parts
-            for place, key in enumerate(self.strata)
-            if any(parts := self._parts(kind, [item.reference.strata[place] for item in kind.items]))
+            key: self._parts(kind, values)
+            for key, values in zip(
+                self.strata, zip(*(item.reference.strata for item in kind.items), strict=True), strict=True
+            )
+            if any(values)
         }
         return result
 
     def _parts(self, kind: Kind, values: Sequence[str]) -> dict[str, Any]:
-        """Value -> n, counts, headline and figures of the questions that have it, with intervals."""
+        """Value -> n, counts, headline and figures of the questions that have it, with intervals; empty for more than
+        MOST_VALUES values."""
         codes = {value: code for code, value in enumerate(sorted(set(values)))}
+        if len(codes) > MOST_VALUES:
+            return {}
+        narrow = [family for family in kind.figures.families if family.contributions.shape[1] <= WIDE]
         code = np.array([codes[value] for value in values])
         parts = {}
         for value, number in codes.items():
             chosen = code == number
-            figures = self._with_intervals(kind.figures.families, kind, chosen & kind.judged)
+            judged = chosen & kind.judged
+            draws = (kind.clusters, judged, self.seed, self.resamples)
             parts[value] = {
                 "n": int(chosen.sum()),
                 "counts": _counts([kind.items[place] for place in np.flatnonzero(chosen)]),
                 "headline": _headline(kind, chosen),
-                "figures": {name: one["value"] for name, one in figures.items()},
-                "intervals": {name: one["interval"] for name, one in figures.items()},
+                "figures": pooled_values(kind.figures.families, judged),
+                "intervals": pooled_intervals(narrow, *draws),
             }
         return parts
 
-    def _with_intervals(self, families: list[Pooled], kind: Kind, chosen: np.ndarray) -> dict[str, dict[str, Any]]:
+    def _with_intervals(
+        self, families: list[Pooled], clusters: np.ndarray, chosen: np.ndarray
+    ) -> dict[str, dict[str, Any]]:
         if not chosen.any():
             return {}
         values = pooled_values(families, chosen)
-        intervals = pooled_intervals(families, kind.clusters, chosen, self.seed, self.resamples)
+        intervals = pooled_intervals(families, clusters, chosen, self.seed, self.resamples)
         return {name: {"value": value, "interval": intervals.get(name)} for name, value in values.items()}
 
     def _confidence(
@@ -289,13 +305,11 @@ class AnswerResults:
         for kind in self.kinds.values():
             tasks = [task_of(item) for item in kind.items]
             for task in sorted(set(tasks)):
-                chosen = np.array([one == task for one in tasks]) & kind.judged
-                places = np.flatnonzero(chosen)
-                items = [kind.items[place] for place in places]
-                more = self._reports(items) if task == "report_generation" else []
-                families = task_figures(task, items, more) if items else []
-                part = Kind(items, places, Figures(np.zeros(0), families), *([chosen[places]] * 2), *([kind.clusters[places]] * 2))
-                metrics = self._with_intervals(families, part, chosen[places])
+                chosen = np.flatnonzero(np.array([one == task for one in tasks]) & kind.judged)
+                items = [kind.items[place] for place in chosen]
+                families = self._reports(items) if task == REPORTS else [task_figures(task, items)]
+                everything = np.ones(len(items), dtype=bool)
+                metrics = self._with_intervals(families, kind.clusters[chosen], everything)
                 if metrics:
                     result[task] = {"n": len(items), "metrics": metrics}
         return result
@@ -314,7 +328,7 @@ def evaluate_answers(
     report_metrics: Mapping[str, str] | None = None,
     seed: int = 0,
     resamples: int = 1000,
-    progress: Progress = lambda stage, done, total: None,
+    progress: Progress = silent,
 ) -> AnswerResults:
     """Join a file of answers to its questions by id and score it.
 
@@ -329,49 +343,52 @@ def evaluate_answers(
     """
     functions = {metric: load_report_metric(place) for metric, place in (report_metrics or {}).items()}
     strata = tuple(dict.fromkeys([*STRATA, *by]))
+    columns = {"id_column": id_column, "text_column": text_column}
     progress("reading questions", 0, 1)
     references = read_references(reference_path, strata)
     progress("reading questions", 1, 1)
     source = {"reference": str(reference_path), "reference_sha256": digest(reference_path)}
-    common = {"strata": strata, "report_metrics": functions, "seed": seed, "resamples": resamples, "progress": progress}
+
+    def results(system: str, path: str | Path, items: list[Item], faults: Faults, said: str) -> AnswerResults:
+        own = {"answers": said, "answers_sha256": digest(path), **source}
+        return AnswerResults(system, items, faults, own, strata, functions, seed, resamples, columns, progress=progress)
+
     systems: dict[str, AnswerResults] = {}
     for system, path in [(name, answers_path), *(compare or {}).items()]:
         if system in systems or system == BASELINE:
             raise ConfigError("--compare", "a name of its own for each file", repr(system), "choose another name")
-        lines = read_answer_file(path, id_column, text_column)
-        items, faults = join(lines, references, path, lambda n, s=system: progress(f"reading {s}", n, len(references)))
-        if len(faults.missing) and all(item.state == MISSING for item in items):
+        lines = read_answer_file(path, **columns)
+        items, faults = join(lines, references, path, progress)
+        if all(item.state == MISSING for item in items):
             expected = f"answers to the questions of {reference_path}"
             raise QuestionError(path, expected, "no common id", "check the two files")
-        own = {"answers": str(path), "answers_sha256": digest(path), **source}
-        systems[system] = AnswerResults(system, items, faults, own, **common)
+        systems[system] = results(system, path, items, faults, str(path))
     if baseline_train is not None:
-        lines = (("", line) for line in majority_baseline(references, read_references(baseline_train)))
-        items, faults = join(lines, references, baseline_train)
-        own = {"answers": f"majority or median of {baseline_train}", "answers_sha256": digest(baseline_train), **source}
-        systems[BASELINE] = AnswerResults(BASELINE, items, faults, own, **common)
+        guesses = (("", line) for line in majority_baseline(references, read_references(baseline_train)))
+        items, faults = join(guesses, references, baseline_train)
+        systems[BASELINE] = results(BASELINE, baseline_train, items, faults, f"majority or median of {baseline_train}")
     main = systems.pop(name)
-    return AnswerResults(name, main.items, main.faults, main.source, **common, compared=systems)
+    return replace(main, compared=systems)
 
 
 def join(
     answers: Iterable[tuple[str, dict[str, Any]]],
     references: Sequence[Reference],
     path: str | Path,
-    progress: Callable[[int], None] = lambda done: None,
+    progress: Progress = silent,
 ) -> tuple[list[Item], Faults]:
     """One item a reference question, in its order, and what is wrong with the answers (place, record).
 
     Raises QuestionError naming the ids of answers that come again after one that was not unscored.
     """
     at = {reference.id: place for place, reference in enumerate(references)}
-    items: list[Item | None] = [None] * len(references)
+    items = [Item(reference, MISSING) for reference in references]
     places: dict[str, str] = {}  # of answers
     faults = Faults()
     again: list[str] = []
     for number, (place, answer) in enumerate(answers):
         if number % 10_000 == 0:
-            progress(number)
+            progress(f"reading {path}", number, len(references))
         key = str(answer["id"])
         where = at.get(key)
         if key in places and (where is None or items[where].state != UNSCORED):
@@ -390,10 +407,9 @@ def join(
     if again:
         found = ", ".join(again[:NAMED]) + (f" and {len(again) - NAMED} more" if len(again) > NAMED else "")
         raise QuestionError(path, "ids used once", found, "keep one answer a question")
-    joined = [Item(reference, MISSING) if item is None else item for reference, item in zip(references, items, strict=True)]
-    missing = (item.reference.id for item in joined if item.state == MISSING)
+    missing = (item.reference.id for item in items if item.state == MISSING)
     faults.missing = [key for _, key in zip(range(NAMED), missing, strict=False)]
-    return joined, faults
+    return items, faults
 
 
 def _headline(kind: Kind, chosen: np.ndarray) -> dict[str, Any]:
@@ -414,8 +430,8 @@ def _counts(items: Sequence[Item]) -> dict[str, int]:
 def _figure_table(systems: dict[str, dict[str, Any]], main: str) -> Table:
     rows = []
     for kind, own in systems[main]["types"].items():
-        names = own["metrics"] or next((s["types"][kind]["metrics"] for s in systems.values()), {}) or [own["headline"]["figure"]]
-        for metric in names:
+        names = [metric for system in systems.values() for metric in system["types"][kind]["metrics"]]
+        for metric in dict.fromkeys(names or [own["headline"]["figure"]]):
             printed = [_value(system["types"][kind], metric) for system in systems.values()]
             rows.append([kind, metric, str(own["counts"]["n"]), *printed])
     notes = [
@@ -474,7 +490,9 @@ def _stratum_table(systems: dict[str, dict[str, Any]], main: str, key: str) -> T
 def _fault_rows(name: str, system: dict[str, Any]) -> list[list[str]]:
     faults, rows = system["faults"], []
     if faults["unknown_ids"]:
-        rows.append([name, "id without a question", str(system["ids_without_question"]), ", ".join(faults["unknown_ids"])])
+        rows.append(
+            [name, "id without a question", str(system["ids_without_question"]), ", ".join(faults["unknown_ids"])]
+        )
     if faults["missing_ids"]:
         missing = system["counts"][MISSING] + system["unanswerable"][MISSING]
         rows.append([name, "question without an answer", str(missing), ", ".join(faults["missing_ids"])])

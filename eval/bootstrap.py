@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import sparse
 
-DRAWN = 10_000  # clusters that are drawn one by one; more are drawn in groups
+DRAWN = 2000  # clusters that are drawn one by one; more are drawn in groups
 BATCH = 1 << 22  # numbers in the arrays of samples that are held at a time
 
 Statistic = Callable[[np.ndarray], dict[str, float]]
@@ -112,11 +112,11 @@ def pooled_intervals(
 
     clusters: (n,) the number of each item's cluster. More than DRAWN clusters are dealt at random into that many groups
     of about equal size, and groups are drawn: the variance is estimated without bias, as by the method of random groups
-    (Wolter, Introduction to Variance Estimation, 2007, ch. 2).
+    (Wolter, Introduction to Variance Estimation, 2007, ch. 2), its own error being below that of 1000 samples.
     """
     names, own = np.unique(clusters[chosen], return_inverse=True)
     count = len(names)
-    if count < 2:
+    if count < 2 or not families:
         return {}
     generator = np.random.default_rng(seed)
     if count > DRAWN:
@@ -130,9 +130,8 @@ def pooled_intervals(
     samples: dict[str, list[np.ndarray]] = {}
     for start in range(0, resamples, batch):
         size = min(batch, resamples - start)
-        drawn = generator.integers(0, count, (size, count)) + count * np.arange(size)[:, None]
-        times = np.bincount(drawn.ravel(), minlength=size * count).reshape(size, count).T.astype(float)
-        times = np.ascontiguousarray(times)
+        drawn = size * generator.integers(0, count, (count, size)) + np.arange(size)
+        times = np.bincount(drawn.ravel(), minlength=count * size).reshape(count, size).astype(float)
         for family, one in zip(families, summed, strict=True):
             for name, values in family.figures(one @ times).items():
                 samples.setdefault(name, []).append(values)

@@ -31,9 +31,7 @@ def calibration(
     confidence, score, clusters = confidence[stated], score[stated], clusters[stated]
     place = np.clip(np.ceil(np.round(confidence, 9) * BINS).astype(int) - 1, 0, BINS - 1)
     n, rows = len(place), np.arange(len(place))
-    table = [
-        sparse.csr_array((values, (rows, place)), shape=(n, BINS)) for values in (np.ones(n), confidence, score)
-    ]
+    table = [sparse.csr_array((values, (rows, place)), shape=(n, BINS)) for values in (np.ones(n), confidence, score)]
     sums = [np.asarray(one.sum(axis=0)).ravel() for one in table]
     bins = [
         {
@@ -88,9 +86,7 @@ def abstention(
         return result
     level, column = np.unique(-np.round(confidence[stated], DIGITS), return_inverse=True)
     rows, n, k = np.arange(stated.sum()), int(stated.sum()), len(level)
-    table = [
-        sparse.csr_array((values, (rows, column)), shape=(n, k)) for values in (np.ones(n), 1 - score[stated])
-    ]
+    table = [sparse.csr_array((values, (rows, column)), shape=(n, k)) for values in (np.ones(n), 1 - score[stated])]
 
     def area(sums: np.ndarray) -> dict[str, np.ndarray]:
         count, wrong = np.cumsum(sums[:k], axis=0), np.cumsum(sums[k:], axis=0)

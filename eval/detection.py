@@ -37,22 +37,21 @@ class Box:
     def from_json(cls, record: Any) -> Box:
         """From {"min_mm": [x, y, z], "max_mm": [x, y, z], "label": ..., "score": ...}, or a list of both corners: 6
         numbers in 3D, 4 (pixels) in 2D, bare or under `bbox`. Raises ValueError where it is not a box."""
-        label, score = None, 1.0
+        label, score, corners = None, 1.0, record
         try:
             if isinstance(record, dict):
-                label, score = record.get("label"), record.get("score")
-                score = 1.0 if score is None else float(score)
+                label = record.get("label")
+                score = 1.0 if record.get("score") is None else float(record["score"])
                 corners = next((record[key] for key in _LISTS if key in record), None)
-                corners = [*record["min_mm"], *record["max_mm"]] if corners is None else corners
-            else:
-                corners = record
+                if corners is None and len(record["min_mm"]) == len(record["max_mm"]) == 3:
+                    corners = [*record["min_mm"], *record["max_mm"]]
             flat = [float(value) for value in corners]
         except (KeyError, TypeError, ValueError):
-            raise ValueError(f"not a box with min_mm and max_mm: {record!r:.120}") from None
+            raise ValueError(f"not a box with min_mm and max_mm of three numbers: {record!r:.120}") from None
         if len(flat) == 4:
             flat = [flat[0], flat[1], 0.0, flat[2], flat[3], 1.0]
         if len(flat) != 6 or not all(map(math.isfinite, [*flat, score])):
-            raise ValueError(f"not three finite numbers for each corner: {record!r:.120}")
+            raise ValueError(f"not a box of finite numbers: {record!r:.120}")
         low, high = (flat[0], flat[1], flat[2]), (flat[3], flat[4], flat[5])
         if any(a > b for a, b in zip(low, high, strict=True)):
             raise ValueError(f"min_mm above max_mm: {record!r:.120}")
@@ -84,9 +83,7 @@ def box_iou(first: Sequence[Box], second: Sequence[Box]) -> np.ndarray:
     return _iou(a, b)
 
 
-def overlaps(
-    predicted: Sequence[Sequence[Box]], reference: Sequence[Sequence[Box]], labelled: bool = True
-) -> Overlaps:
+def overlaps(predicted: Sequence[Sequence[Box]], reference: Sequence[Sequence[Box]], labelled: bool = True) -> Overlaps:
     """Every pair of boxes, question by question. predicted, reference: the boxes of each question.
 
     labelled: whether boxes whose labels are both given and differ are kept apart.

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from scipy import sparse
@@ -18,7 +19,7 @@ from eval.bootstrap import Pooled
 from eval.detection import Overlaps, hits_by_score, overlaps, true_positives
 from eval.parse import normalise
 from eval.reading import Item
-from eval.texts import COLUMNS, bleu, bleu_counts, text_scores
+from eval.texts import COLUMNS, ORDER, bleu, bleu_counts, text_scores
 from eval.units import LENGTH, convert, dimension
 
 IOU_THRESHOLDS = (0.5, 0.3, 0.75)
@@ -70,7 +71,9 @@ def classification(items: Sequence[Item]) -> Figures:
         present = (support > 0).sum(axis=0)
         return {
             "balanced_accuracy": _ratio(_ratio(hits, support, 0.0).sum(axis=0), present),
-            "macro_f1": _ratio(np.where(support > 0, _ratio(2 * hits, support + claimed, 0.0), 0.0).sum(axis=0), present),
+            "macro_f1": _ratio(
+                np.where(support > 0, _ratio(2 * hits, support + claimed, 0.0), 0.0).sum(axis=0), present
+            ),
         }
 
     own = hit.astype(float)
@@ -105,7 +108,7 @@ def _ranked(items: Sequence[Item], truth: list[str]) -> list[Pooled]:
 
     def figures(sums: np.ndarray) -> dict[str, np.ndarray]:
         areas, precisions = [], []
-        for a, b in zip(start[:-1], start[1:], strict=True):  # levels from the surest down
+        for a, b in pairwise(start.tolist()):  # levels from the surest down
             pos, neg = sums[a:b], sums[width + a : width + b]
             true, false = np.cumsum(pos, axis=0), np.cumsum(neg, axis=0)
             both = (true[-1] > 0) & (false[-1] > 0)
@@ -317,7 +320,7 @@ def open_text(items: Sequence[Item]) -> Figures:
     scores = np.array([known[pair] for pair in pairs], dtype=float).reshape(-1, len(COLUMNS))
     scores *= np.array([item.prediction is not None for item in items], dtype=float)[:, None]
     counts = {pair: bleu_counts(*pair) for pair in known}
-    table = np.array([counts[pair] for pair in pairs], dtype=float)
+    table = np.array([counts[pair] for pair in pairs], dtype=float).reshape(-1, 2 + 2 * ORDER)
     families = [
         means(dict(zip(COLUMNS, scores.T, strict=True))),
         Pooled(sparse.csr_array(table), lambda sums: {"bleu": bleu(sums)}),

@@ -20,6 +20,7 @@ from eval.detection import hits_by_score, overlaps
 from eval.figures import classification, means, multilabel
 from eval.reading import Item
 
+REPORTS = "report_generation"
 INSTANCE = "instance detection"  # how the `property` of such a question begins, as `vlm data import` writes it
 
 
@@ -28,14 +29,12 @@ def task_of(item: Item) -> str:
     kind = item.reference.type
     if kind == "detection" and item.reference.group.startswith(INSTANCE):
         return "instance_detection"
-    return {"multilabel": "multi-label", "open": "report_generation"}.get(kind, kind)
+    return {"multilabel": "multi-label", "open": REPORTS}.get(kind, kind)
 
 
-def task_figures(task: str, items: Sequence[Item], more: Sequence[Pooled] = ()) -> list[Pooled]:
-    """The challenge's figures of one task's items. more: a report's metrics of the user's own."""
-    if task == "report_generation":
-        return list(more)
-    return [TASKS[task](items)]
+def task_figures(task: str, items: Sequence[Item]) -> Pooled:
+    """The challenge's figures of the items of one task, which is not REPORTS."""
+    return TASKS[task](items)
 
 
 def _balanced_accuracy(items: Sequence[Item]) -> Pooled:

@@ -1,4 +1,4 @@
-"""Read an option, several options, yes or no out of free text; see `eval.parse` for the rules that all reading shares."""
+"""Read an option, several options, yes or no out of free text; the rules of all reading are in `eval.parse`."""
 
 from __future__ import annotations
 
@@ -9,20 +9,36 @@ from functools import lru_cache
 from eval.parse import NONE, declines, normalise, statements
 from seg_backbone.labels import canonical
 
+_canonical = lru_cache(maxsize=1 << 14)(canonical)
 _LETTER = re.compile(
     r"^\W*([A-Z])\W*$"  # "B", "(B)."
     r"|^\s*[(\[]?([A-Z])(?:[).:\]](?=\s|$)|\s+[-:]\s)"  # "B. spleen", "B) spleen", "[B] spleen", "B - spleen"
-    r"|\b(?:[Aa]nswer|[Oo]ption|[Cc]hoice)(?:\s+is|:)?\s*:?\s*[(\[]?([A-Z])(?![A-Za-z'])(?!\s+[a-z])"  # "the answer is B"
+    r"|\b(?:[Aa]nswer|[Oo]ption|[Cc]hoice)(?:\s+is|:)?\s*:?\s*[(\[]?([A-Z])(?![A-Za-z'])(?!\s+[a-z])"
     r"|^\s*(?:I\s+(?:choose|select|pick)|[Ii]t\s+is|[Ii]t's)\s+[(\[]?([A-Z])\W*$"
     r"|\(([A-Z])\)"  # "spleen (B)"
 )
 _SMALL_LETTER = re.compile(r"^\W*([a-z])\W*$|^\s*[(\[]?([a-z])[)\]](?=\s|$)")
 _NUMBERED = re.compile(r"\b[Oo]ption\s+#?(\d)\b")
 _OWN_LABEL = re.compile(r"^\s*\(?([A-Za-z]|\d)(?:[).:]\s+|\)\s*)(?=\S)")  # of an option that is spelled "B. spleen"
-_SPELLINGS = (("magnetic resonance imaging", "mr"), ("magnetic resonance", "mr"), ("mri", "mr"),
-              ("computed tomography", "ct"), ("tumour", "tumor"), ("oesoph", "esoph"), ("oedema", "edema"), ("haem", "hem"), ("centre", "center"),
-              ("grey", "gray"), ("metre", "meter"), ("litre", "liter"), ("colour", "color"))  # fmt: skip
-_YES = {"yes", "yeah", "yep", "y", "true", "positive", "present", "correct", "affirmative", "visible", "detected", "seen"}
+_SPELLINGS = (
+    *(("magnetic resonance imaging", "mr"), ("magnetic resonance", "mr"), ("mri", "mr"), ("computed tomography", "ct")),
+    *(("tumour", "tumor"), ("oesoph", "esoph"), ("oedema", "edema"), ("haem", "hem"), ("centre", "center")),
+    *(("grey", "gray"), ("metre", "meter"), ("litre", "liter"), ("colour", "color")),
+)
+_YES = {
+    "yes",
+    "yeah",
+    "yep",
+    "y",
+    "true",
+    "positive",
+    "present",
+    "correct",
+    "affirmative",
+    "visible",
+    "detected",
+    "seen",
+}
 _NO = {"no", "nope", "n", "false", "negative", "absent", "none", "incorrect", "not", "never", "normal"}
 _NO_DOUBT = re.compile(r"\b(?:no|without(?: any)?|beyond) doubt\b|\bnot only\b|\bno longer only\b", re.IGNORECASE)
 _DENIES = re.compile(
@@ -31,12 +47,15 @@ _DENIES = re.compile(
     re.IGNORECASE,
 )
 _AFFIRMS = re.compile(
-    r"\b(?:there (?:is|are|was|were|appears?|seems?)|(?:is|are) there|present|visible|seen|identified|detected|found|positive|noted|true|"
+    r"\b(?:there (?:is|are|was|were|appears?|seems?)|(?:is|are) there|"
+    r"present|visible|seen|identified|detected|found|positive|noted|true|"
     r"evident|shows?|showing|demonstrates?|reveals?|contains?|has|have|observed|consistent with|i (?:can )?see)\b",
     re.IGNORECASE,
 )
 _DOUBTS = re.compile(r"\b(?:perhaps|maybe|possibly|unclear|uncertain|unsure|not sure|may be|might|could be)\b", re.I)
-_NOT_THIS = re.compile(r"(?: not| no| without| excluding| except| rather than| instead of| unlike)(?: in| from| of| on)?$")
+_NOT_THIS = re.compile(
+    r"(?: not| no| without| excluding| except| rather than| instead of| unlike)(?: in| from| of| on)?$"
+)
 _ALL = re.compile(r"^\W*(?:all(?: of (?:the above|them|these|the options))?|every one|everything)\W*$", re.IGNORECASE)
 
 
@@ -106,7 +125,7 @@ def fold(text: str) -> str:
 def _names(options: tuple[str, ...]) -> dict[str, str]:
     """Every spelling by which an option is known as a whole -> the option; spellings that two share are left out."""
     names: dict[str, str] = {}
-    for spell in (normalise, fold, lambda option: fold(_bare(option)), lambda option: fold(canonical(_bare(option)))):
+    for spell in (normalise, fold, lambda option: fold(_bare(option)), lambda option: fold(_canonical(_bare(option)))):
         level = [(spell(option), option) for option in options]
         for name, option in level:
             if name and name not in names and sum(name == other for other, _ in level) == 1:
@@ -125,7 +144,7 @@ def _the_option(text: str, options: tuple[str, ...]) -> str | None:
     for name in (normalise(text), fold(text)):
         if name in names:
             return names[name]
-    return names.get(fold(canonical(_bare(text)))) if len(text) < 60 else None
+    return names.get(fold(_canonical(_bare(text)))) if len(text) < 60 else None
 
 
 def _by_letter(text: str, options: tuple[str, ...]) -> str | None:
@@ -202,7 +221,9 @@ def _by_mention(text: str, options: tuple[str, ...]) -> str | None:
 
 def _mentioned(text: str, options: tuple[str, ...]) -> tuple[list[str], list[str]]:
     """(affirmed, denied) options in the text as whole words, each outside every longer option found there."""
-    rest, affirmed, denied = f" {fold(text)} ", [], []
+    rest = f" {fold(text)} "
+    affirmed: list[str] = []
+    denied: list[str] = []
     for option in sorted(options, key=lambda one: -len(fold(_bare(one)))):
         words = f" {fold(_bare(option))} "
         if not words.strip():

@@ -12,10 +12,12 @@ import re
 import string
 import unicodedata
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Any
 
 from eval.units import UNITS, dimension, plain_unit
 
+_POINT = re.compile(r"(?<=\d)\.(?=\d)")
 _ARTICLES = {"a", "an", "the"}
 _BLANKS = str.maketrans(string.punctuation, " " * len(string.punctuation))
 
@@ -23,6 +25,7 @@ _BLANKS = str.maketrans(string.punctuation, " " * len(string.punctuation))
 _REASONING = re.compile(r"<(think|thinking|reasoning)>.*?</\1>|^.*</think(?:ing)?>", re.DOTALL | re.IGNORECASE)
 _TAGS = re.compile(r"</?(?:answer|output|response|final|box|bbox)>|<\|[^|>]*\|>|</?s>", re.IGNORECASE)
 _MATHS = re.compile(r"\\(?:boxed|text|textbf|mathrm|mathbf)\s*\{([^{}]*)\}")
+_SPECIAL = re.compile(r"[<*_`#\\^$]")
 _MARKUP = re.compile(r"\*\*|__|`+|^\s*#+\s", re.MULTILINE)
 _POWER = re.compile(r"\s*[x×·*]\s*10(?:\^|\*\*)?\{?([-−+]?\d+|[⁻⁺]?[⁰¹²³⁴⁵⁶⁷⁸⁹]+)\}?")
 _FINAL = re.compile(
@@ -42,13 +45,14 @@ _DECLINES = re.compile(
     re.IGNORECASE,
 )
 
-# Numbers as people write them: 1,204.5 and 1.204,5 and 1 204 ml; 8.4 and 8,4; .5; 1.2e3. Not the 3 of "3D", "T3", "3/5".
+# Numbers as people write them: 1,204.5 and 1.204,5 and 1 204 ml; 8.4 and 8,4; .5; 1.2e3. Not 3 in "3D", "T3", "3/5".
 _NUMBER = (
     r"(?:\d{1,3}(?:,\d{3})+(?:\.\d+)?|[1-9]\d{0,2}(?:\.\d{3})+,\d+|[1-9]\d{0,2}(?: \d{3})+(?:[.,]\d+)?(?=\s?[a-zA-Zμ%])"
     r"|\d+(?:[.,]\d+)?|\.\d+)(?:[eE][-+]?\d+)?"
 )
 _UNIT_WORDS = (
-    r"%|per\s?cent(?:age)?|pct|hounsfield(?:\s+units?)?|hu|(?:cubic|square|sq\.?|cu\.?)\s*(?:[cdm]?m|[a-z]{0,5}met(?:er|re)s?)|"
+    r"%|per\s?cent(?:age)?|pct|hounsfield(?:\s+units?)?|hu|"
+    r"(?:cubic|square|sq\.?|cu\.?)\s*(?:[cdm]?m|[a-z]{0,5}met(?:er|re)s?)|"
     r"(?:[cdm]?m|[a-z]{0,5}met(?:er|re)s?)\s+(?:cubed|squared)|[cdm]?m\s?(?:\^|\*\*)?\s?[23]|ccm|cc|[mcdμu]?l|"
     r"(?:milli|centi|deci|micro)?lit(?:er|re)s?|(?:milli|centi|deci|micro)?met(?:er|re)s?|microns?|[cdmμu]?m|"
     r"inch(?:es)?|years?|yrs?|y(?=/o|\.o|\b)|months?|mo|weeks?|wks?|days?"
@@ -73,9 +77,12 @@ _NAMES = re.compile(
 )
 _LISTED = re.compile(r"(?:^|\n)\s*$")
 
-_ONES = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen"
-_SMALL = {word: value for value, word in enumerate([*_ONES.split(), "eighteen", "nineteen"])}
-_TENS = dict(zip("twenty thirty forty fifty sixty seventy eighty ninety".split(), range(20, 100, 10), strict=True))
+_SMALL = {
+    **{"zero": 0, "one": 1, "two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9},
+    **{"ten": 10, "eleven": 11, "twelve": 12, "thirteen": 13, "fourteen": 14, "fifteen": 15, "sixteen": 16},
+    **{"seventeen": 17, "eighteen": 18, "nineteen": 19},
+}
+_TENS = {"twenty": 20, "thirty": 30, "forty": 40, "fifty": 50, "sixty": 60, "seventy": 70, "eighty": 80, "ninety": 90}
 _WORD = "|".join(sorted([*_SMALL, *_TENS], key=len, reverse=True))
 _SPELLED = re.compile(
     rf"\b(?:(?P<hundreds>{_WORD}|a) hundred(?: and)?[ -]?)?(?P<tens>{'|'.join(_TENS)})?[ -]?"
@@ -91,10 +98,12 @@ _TOTAL = re.compile(
 )
 _VAGUE = re.compile(r"\b(?:more|greater|fewer|less|higher|lower) than\s*$|[<>]\s*$|\b\d+ or\s*$")
 NONE = re.compile(r"\b(no|none|nothing|not any|without|neither|absent|absence of|free of|zero)\b", re.IGNORECASE)
+_JSON = json.JSONDecoder()
 _GROUP = re.compile(r"[\[(<{]([^\[\](){}<>]*)[\])>}]")
 _PLAIN_NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
 
 
+@lru_cache(maxsize=1 << 16)
 def normalise(text: str) -> str:
     """Lower case without punctuation, articles and extra blanks.
 
@@ -102,14 +111,14 @@ def normalise(text: str) -> str:
     """
     text = text.lower()
     if "." in text:
-        text = re.sub(r"(?<=\d)\.(?=\d)", "\0", text)
+        text = _POINT.sub("\0", text)
     text = text.translate(_BLANKS).replace("\0", ".")
     return " ".join(word for word in text.split() if word not in _ARTICLES)
 
 
 def plain(text: str) -> str:
     """The text without reasoning in tags, markup and special signs: "<think>…</think> **84 cm³**" -> "84 cm3"."""
-    if text.isascii() and not any(sign in text for sign in "<*_`#\\^"):
+    if text.isascii() and not _SPECIAL.search(text):
         return text.strip()
     text = _REASONING.sub(" ", text)
     text = _POWER.sub(lambda found: "e" + unicodedata.normalize("NFKC", found[1]), text)
@@ -124,9 +133,9 @@ def plain(text: str) -> str:
 def statements(text: str) -> Iterator[str]:
     """The parts of a text in the order in which to look for the answer: behind the last "answer:", then all of it."""
     text = plain(text)
-    if finals := [found.end() for found in _FINAL.finditer(text)]:
-        if tail := text[finals[-1] :].strip():
-            yield tail
+    finals = [found.end() for found in _FINAL.finditer(text)]
+    if finals and (tail := text[finals[-1] :].strip()):
+        yield tail
     yield text
 
 
@@ -165,7 +174,7 @@ def parse_count(text: str) -> int | None:
         if total := _TOTAL.search(statement):
             return int(total["after"] or total["before"])
         statement = _BETWEEN.sub(r"\1 - ", statement)
-        ranked = []
+        ranked: list[tuple[bool, int, int]] = []
         for match in _MEASURED.finditer(statement):
             if match["unit"] or match["first"]:
                 continue
@@ -176,13 +185,13 @@ def parse_count(text: str) -> int | None:
             elif vague:
                 ranked.append((False, match.start(), -1))
         for match in _SPELLED.finditer(statement):
-            if match[0].strip() and (value := _spelled(match)) is not None and float(value).is_integer():
+            if match[0].strip() and (spelled := _spelled(match)) is not None and spelled.is_integer():
                 vague = _VAGUE.search(statement[: match.start()])
-                ranked.append((False, match.start(), -1 if vague else int(value)))
+                ranked.append((False, match.start(), -1 if vague else int(spelled)))
         ranked += [(False, match.start(), _COUNTS[match[0].lower()]) for match in _COUNT_WORD.finditer(statement)]
         if ranked:
-            value = min(ranked)[2]
-            return value if value >= 0 else None
+            count = min(ranked)[2]
+            return count if count >= 0 else None
         if NONE.search(statement) and not declines(statement):
             return 0
     return None
@@ -193,29 +202,37 @@ def parse_boxes(text: str) -> list[Any] | None:
 
     "[10, 20, 5, 40, 52, 31]", "(10, 20, 5) to (40, 52, 31)". The empty list where the text says that there are none.
     """
+    record = embedded(text)
+    if isinstance(record, list) and all(isinstance(one, dict) or _is_box(one) for one in record):
+        return record
+    if isinstance(record, dict) and all(isinstance(one, list) for one in record.values()):  # label -> boxes
+        return [
+            {"bbox": box, "label": label}
+            for label, boxes in record.items()
+            for box in (boxes if boxes and isinstance(boxes[0], list) else [boxes])
+            if box
+        ]
     for statement in statements(text):
-        record = embedded(statement)
-        if isinstance(record, list) and all(isinstance(one, dict) for one in record):
-            return record
-        if isinstance(record, dict) and all(isinstance(one, list) for one in record.values()):  # label -> boxes
-            return [
-                {"bbox": box, "label": label}
-                for label, boxes in record.items()
-                for box in (boxes if boxes and isinstance(boxes[0], list) else [boxes])
-                if box
-            ]
         groups = [[float(n) for n in _PLAIN_NUMBER.findall(group[1])] for group in _GROUP.finditer(statement)]
         boxes = [group for group in groups if len(group) in (4, 6)]
         corners = [group for group in groups if len(group) == 3]
         if not boxes and corners and len(corners) % 2 == 0:
             boxes = [low + high for low, high in zip(corners[::2], corners[1::2], strict=True)]
-        if not boxes and len(numbers := _PLAIN_NUMBER.findall(statement)) in (4, 6) and not re.search("[a-z]", statement):
+        if (
+            not boxes
+            and len(numbers := _PLAIN_NUMBER.findall(statement)) in (4, 6)
+            and not re.search("[a-z]", statement)
+        ):
             boxes = [[float(n) for n in numbers]]
         if boxes:
             return boxes
         if statement in ("[]", "{}") or (NONE.search(statement) and not declines(statement)):
             return []
     return None
+
+
+def _is_box(record: Any) -> bool:
+    return isinstance(record, list) and len(record) in (4, 6) and all(isinstance(n, int | float) for n in record)
 
 
 def embedded(text: str) -> Any:
@@ -227,7 +244,7 @@ def embedded(text: str) -> Any:
     if body[:1] not in ("{", "["):
         return None
     try:
-        value, _ = json.JSONDecoder().raw_decode(body)
+        value, _ = _JSON.raw_decode(body)
     except (ValueError, RecursionError):
         return None
     return value
@@ -239,7 +256,7 @@ def _measured(text: str) -> Iterator[tuple[float, str | None, bool]]:
         value = _value(match["number"]) * (-1 if match["sign"] == "-" else 1)
         if match["upper"]:
             value = (value + _value(match["upper"])) / 2
-        elif re.search(r"\bminus\s*$", text[: match.start()], re.IGNORECASE):
+        elif text[: match.start()].rstrip().lower().endswith("minus"):
             value = -value
         unit = match["unit"] or match["first"]
         yield value, plain_unit(unit) if unit else None, unit is None and _only_names(text, match)

@@ -75,6 +75,8 @@ def read_item(reference: Reference, answer: dict[str, Any] | None, faults: list[
     if prediction is None:
         if text.strip().lower() == "nan":
             faults.append("text is NaN")
+        elif not text and not any(key in answer for key in ("text", *_FIELDS)):
+            faults.append(f"no text, value, choice, choices or boxes among the keys {', '.join(sorted(answer))[:80]}")
         return Item(reference, ABSTAINED if declines(plain(text)) else UNREADABLE, note=text[:200])
     probabilities = None
     if reference.type == "classification":
@@ -119,9 +121,7 @@ def _probabilities(
     names = [normalise(option) for option in _offered(reference)]
     stated = answer.get("probabilities")
     if stated is not None:
-        if not isinstance(stated, dict) or not all(
-            isinstance(p, int | float) and 0 <= p <= 1 for p in stated.values()
-        ):
+        if not isinstance(stated, dict) or not all(isinstance(p, int | float) and 0 <= p <= 1 for p in stated.values()):
             raise Broken("probabilities are not option -> number in 0..1")
         given = {normalise(str(option)): float(p) for option, p in stated.items()}
         return {name: given.get(name, 0.0) for name in names or given}
@@ -167,7 +167,7 @@ def _read_choices(reference: Reference, answer: dict[str, Any], text: str) -> li
 def _read_number(reference: Reference, answer: dict[str, Any], text: str) -> float | None:
     value, unit = answer.get("value"), answer.get("unit")
     if isinstance(value, str):
-        text, value = f"{value} {unit}" if unit and not reference.type == "counting" else value, None
+        text, value = f"{value} {unit}" if unit and reference.type != "counting" else value, None
     if value is None or isinstance(value, bool):
         if reference.type == "counting":
             value, unit = parse_count(text), None

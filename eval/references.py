@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -89,23 +89,21 @@ def _reference(where: str, question: dict[str, Any], strata: Sequence[str], shar
     values = tuple("" if (value := question.get(key)) is None else str(value) for key in strata)
     options = tuple(options) if options else None
     group = str(question.get("property") or kind)
-    reference = Reference(
-        id=str(question["id"]),
-        type=shared.setdefault(kind, kind),
-        group=shared.setdefault(group, group),
-        cluster=shared.setdefault(cluster, cluster),
-        options=shared.setdefault(options, options),
-        unit=shared.setdefault(unit, unit),
-        answer=None,
-        strata=shared.setdefault(values, values),
-    )
-    if question["answer"] is None:
-        return reference
     try:
-        answer = _checked(kind, question["answer"], reference.options)
+        answer = None if question["answer"] is None else _checked(kind, question["answer"], options)
     except (TypeError, ValueError) as error:
         raise QuestionError(where, f"a reference answer fit for {kind}", str(error), "correct the answer") from None
-    return replace(reference, answer=shared.setdefault(answer, answer) if isinstance(answer, str) else answer)
+    share = shared.setdefault
+    return Reference(
+        id=str(question["id"]),
+        type=share(kind, kind),
+        group=share(group, group),
+        cluster=share(cluster, cluster),
+        options=share(options, options),
+        unit=share(unit, unit),
+        answer=share(answer, answer) if isinstance(answer, str) else answer,
+        strata=share(values, values),
+    )
 
 
 def _checked(kind: str, answer: Any, options: tuple[str, ...] | None) -> Any:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import csv
-import io
 import json
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,18 +20,21 @@ class Results(Protocol):
 
     def metrics(self) -> dict[str, Any]: ...
 
-    def rows(self) -> list[dict[str, Any]]: ...
+    def rows(self) -> Iterable[dict[str, Any]]: ...
 
     def tables(self) -> list[Table]: ...
 
 
 def write_results(results: Results, out_dir: str | Path, names: tuple[str, str, str] = FILES) -> list[Path]:
     """Write metrics, rows and tables to OUT under the three names, each atomically. Returns the three paths."""
-    texts = (metrics_json(results), _csv(results.rows()), markdown(results.tables()))
+    metrics, tables = metrics_json(results), markdown(results.tables())
     paths = [Path(out_dir) / name for name in names]
-    for path, text in zip(paths, texts, strict=True):
-        with replacing(path) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+    with replacing(paths[0]) as temporary:
+        temporary.write_text(metrics, encoding="utf-8")
+    with replacing(paths[1]) as temporary:
+        _write_csv(temporary, results.rows())
+    with replacing(paths[2]) as temporary:
+        temporary.write_text(tables, encoding="utf-8")
     return paths
 
 
@@ -48,11 +51,11 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _csv(rows: list[dict[str, Any]]) -> str:
-    text = io.StringIO()
-    if rows:
-        writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        for row in rows:
-            writer.writerow({key: "" if isinstance(v, float) and math.isnan(v) else v for key, v in row.items()})
-    return text.getvalue()
+def _write_csv(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Rows of the same keys, one at a time; NaN becomes an empty cell."""
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        for number, row in enumerate(rows):
+            if number == 0:
+                writer.writerow(row)
+            writer.writerow(["" if v != v else v for v in row.values()])

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from eval.answers import MISSING, UNSCORED
+from eval.reading import MISSING, UNSCORED
 from seg_backbone.errors import ConfigError, InputError
 from seg_backbone.labels import is_lesion
 

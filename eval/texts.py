@@ -109,7 +109,9 @@ def report_scores(function: ReportMetric, name: str, predicted: Sequence[str], r
     """(n,) scores of a user's metric. Raises ConfigError where it does not give one finite number a pair."""
     scores = np.asarray(function(list(predicted), list(reference)), dtype=float)
     if scores.shape != (len(predicted),) or not np.isfinite(scores).all():
-        found = f"an array of shape {scores.shape}" if scores.shape != (len(predicted),) else "numbers that are not finite"
+        found = (
+            f"an array of shape {scores.shape}" if scores.shape != (len(predicted),) else "numbers that are not finite"
+        )
         raise ConfigError(f"--report-metric {name}", f"{len(predicted)} finite numbers", found, "correct the function")
     return scores
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,10 +12,12 @@ from typing import Any
 import numpy as np
 
 from eval import plots
-from eval.answers import ABSTAINED, ANSWERED, JUDGED, UNREADABLE, UNSCORED, AnswerResults
+from eval.answer_file import read_answer_file
+from eval.answers import AnswerResults
 from eval.bootstrap import mean_interval
 from eval.detection import Box
 from eval.jsonl import read_jsonl
+from eval.reading import ABSTAINED, ANSWERED, JUDGED, UNREADABLE, UNSCORED
 from eval.references import NUMERIC
 from eval.report.page import Example, Page, Plot, Section
 from eval.report.slices import Background, Folder, View, draw_slice
@@ -57,7 +58,8 @@ def answers_page(results: AnswerResults, pictures: Pictures | None = None, progr
         gathered.add(row)
     chosen = [row for rows in gathered.worst.values() for row in rows]
     wanted = {row["id"] for row in chosen}
-    examples = _examples(chosen, read_records(asked, wanted), read_records(answered, wanted), pictures, progress)
+    given = read_given(answered, wanted, results.columns)
+    examples = _examples(chosen, read_records(asked, wanted), given, pictures, progress)
     metrics = results.metrics()
     systems = {results.name: metrics, **metrics["compared"]}
     return Page(
@@ -167,8 +169,19 @@ def read_strata(path: str) -> dict[str, tuple[str, ...]]:
     return {key: kept[values] for key, values in table.items()}
 
 
+def read_given(path: str, wanted: set[str], columns: Mapping[str, str | None]) -> dict[str, Row]:
+    """The answers wanted, by id, the last of several; nothing where they did not come from a file.
+
+    columns: those of `read_answer_file`.
+    """
+    if not Path(path).is_file():
+        return {}
+    answers = (answer for _, answer in read_answer_file(path, **columns))
+    return {str(answer["id"]): answer for answer in answers if str(answer["id"]) in wanted}
+
+
 def read_records(path: str, wanted: set[str]) -> dict[str, Row]:
-    """The questions or answers wanted, by id, the last of several; nothing where they did not come from a file."""
+    """The questions wanted, by id; nothing where they did not come from a file."""
     return {str(record.get("id")): record for record in _lines(path) if str(record.get("id")) in wanted}
 
 
@@ -377,11 +390,8 @@ def _evidence(one: Row) -> str:
 
 
 def _lines(path: str) -> Iterator[Row]:
-    """The objects of a JSON-lines file or the rows of a CSV; nothing where it is no file."""
-    if path.endswith(".csv") and Path(path).is_file():
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            yield from csv.DictReader(file)
-    elif Path(path).is_file():
+    """The objects of a JSON-lines file; nothing where it is no file."""
+    if Path(path).is_file():
         yield from (record for _, record in read_jsonl(path))
 
 

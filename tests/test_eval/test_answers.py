@@ -1,6 +1,8 @@
 """Answer files scored against values worked out by hand or by scikit-learn."""
 
 import json
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from eval.baseline import BASELINE, majority_baseline
 from eval.references import read_references
 from seg_backbone.errors import ConfigError, QuestionError
 
+ROOT = Path(__file__).parents[2]
 CUBE = {"min_mm": [0, 0, 0], "max_mm": [2, 2, 2]}
 SHIFTED = {"min_mm": [1, 0, 0], "max_mm": [3, 2, 2]}  # IoU 1/3 with CUBE
 
@@ -62,7 +65,7 @@ def test_states_are_counted_apart_from_wrong(scored):
         {"choice": "yes"},
         {"choice": "no"},
         {"choice": "yes", "abstained": True, "reason": "outside the scan"},
-        {"text": "hard to say"},
+        {"text": "mumble"},
         {"unscored": "file is broken"},
         None,
     ]
@@ -70,7 +73,7 @@ def test_states_are_counted_apart_from_wrong(scored):
     own = results.metrics()["types"]["classification"]
     assert own["counts"] == {"n": 6, "answered": 2, "abstained": 1, "unreadable": 1, "unscored": 1, "missing": 1}
     assert own["headline"] == {"figure": "accuracy", "judged": 0.25, "answered": 0.5, "all": pytest.approx(1 / 6)}
-    rows = results.rows()
+    rows = list(results.rows())
     assert [row["score"] for row in rows[:4]] == [1, 0, 0, 0]
     assert np.isnan([row["score"] for row in rows[4:]]).all()
     assert rows[4]["note"] == "file is broken"
@@ -93,6 +96,8 @@ def test_multilabel(scored):
     assert values(scored(questions, answers), "multilabel") == {
         "f1": pytest.approx((2 / 3 + 1 + 1 + 0) / 4),
         "exact_match": 0.5,
+        "micro_f1": pytest.approx(2 * 2 / (4 + 2)),  # 4 labels, 2 claimed, both right
+        "macro_f1": pytest.approx((1 + 0 + 0) / 3),  # liver, spleen, pancreas
     }
 
 
@@ -101,6 +106,7 @@ def test_counting(scored):
     answers = [{"value": 3}, {"value": 5}, {"text": "No lesions."}]
     assert values(scored(questions, answers), "counting") == {
         "exact": pytest.approx(2 / 3),
+        "off_by_one": pytest.approx(2 / 3),
         "mae": pytest.approx(4 / 3),
     }
 
@@ -146,7 +152,8 @@ def test_detection(scored):
 def test_open(scored):
     questions = [{"type": "open", "answer": "The left lung."}, {"type": "open", "answer": "soft tissue mass"}]
     figures = values(scored(questions, [{"text": "left lung"}, {"text": "a mass"}]), "open")
-    assert figures == {"token_f1": pytest.approx((1 + 2 / 4) / 2), "exact_match": 0.5}
+    assert figures["token_f1"] == pytest.approx((1 + 2 / 4) / 2)
+    assert (figures["exact_match"], figures["normalised_match"]) == (0, 0.5)
 
 
 def test_type_follows_from_the_answer(lines):
@@ -213,7 +220,7 @@ def test_majority_baseline(lines):
     assert answers["d"]["choices"] == ["a"]
     assert answers["e"]["abstained"]
     assert answers["f"]["abstained"]  # no volume was seen
-    assert majority_baseline(references)[1]["value"] == 41
+    assert list(majority_baseline(references))[1]["value"] == 41
 
 
 def test_columns_for_other_systems(scored, lines):
@@ -222,7 +229,7 @@ def test_columns_for_other_systems(scored, lines):
     question = {"type": "classification", "options": ["yes", "no"], "answer": "yes"}
     results = scored([question], [{"choice": "yes"}], compare={"text-only": other}, baseline_train=train)
     assert list(results.compared) == ["text-only", BASELINE]
-    figures, outcomes = results.tables()
+    figures, outcomes, *_ = results.tables()
     assert figures.columns == ["type", "figure", "n", "model", "text-only", BASELINE]
     assert figures.rows[0] == ["classification", "accuracy", "1", "1.000", "0.000", "0.000"]
     assert len(outcomes.rows) == 3
@@ -236,7 +243,7 @@ QUESTION = {"id": "q", "type": "counting", "answer": 1}
 @pytest.mark.parametrize(
     ("questions", "answers", "message"),
     [
-        ([QUESTION], [{"id": "q", "value": 1}, {"id": "q", "value": 2}], "answers.jsonl, line 2"),
+        ([QUESTION], [{"id": "q", "value": 1}, {"id": "q", "value": 2}], "'q' in line 2 .first in line 1"),
         ([QUESTION, QUESTION], [{"id": "q"}], "questions.jsonl, line 2"),
         ([QUESTION], [{"value": 1}], "answers.jsonl, line 1"),
         ([QUESTION], [{"id": "other"}], "no common id"),
@@ -288,7 +295,8 @@ def test_calibration_by_hand(scored):
     assert everything["n"] == 5 and everything["bins"][-1]["n"] == 3
     assert results.tables()[2].rows[0][:3] == ["model", "all", "5"]
     silent = scored(questions[:1], [{"value": 1, "confidence": "high"}])
-    assert silent.metrics()["calibration"] == {} and len(silent.tables()) == 2
+    assert silent.metrics()["calibration"] == {}
+    assert silent.metrics()["faults"]["broken"] == {"confidence is not a number": {"n": 1, "first": ["q0 (line 1)"]}}
 
 
 def test_a_confidence_that_is_the_share_of_right_answers_has_no_calibration_error(scored):
@@ -296,3 +304,128 @@ def test_a_confidence_that_is_the_share_of_right_answers_has_no_calibration_erro
     answers = [{"choice": "yes" if n < 8 else "no", "confidence": 0.8} for n in range(10)]
     calibration = scored(questions, answers).metrics()["calibration"]
     assert calibration["ece"] == pytest.approx(0, abs=1e-12) and calibration["bins"][0]["low"] == 0.7
+
+
+def test_faults_are_named_with_their_lines(scored):
+    """NaN, boxes without corners, another dimension, a missing and an unknown id: told, and none of them is wrong."""
+    questions = [{"type": "measurement", "unit": "mm", "answer": 5}] * 3 + [{"type": "detection", "answer": [CUBE]}] * 2
+    answers = [{"value": float("nan")}, {"value": 5, "unit": "ml"}, {"value": 5, "confidence": 2}, {"boxes": [[1]]}]
+    results = scored(questions, [*answers, {"id": "q99", "value": 1}])
+    assert results.metrics()["faults"] == {
+        "unknown_ids": ["q99 (line 5)"],
+        "missing_ids": ["q4"],
+        "broken": {
+            "value is NaN": {"n": 1, "first": ["q0 (line 1)"]},
+            "unit is ml, the question's mm": {"n": 1, "first": ["q1 (line 2)"]},
+            "confidence is outside 0..1": {"n": 1, "first": ["q2 (line 3)"]},
+            "boxes: not a box of finite numbers": {"n": 1, "first": ["q3 (line 4)"]},
+        },
+    }
+    counts = results.metrics()["types"]["measurement"]["counts"]
+    assert (counts["answered"], counts["unreadable"]) == (1, 2)
+    faults = results.tables()[-1]
+    assert faults.title == "Faults" and len(faults.rows) == 6
+
+
+def test_strata(scored):
+    questions = [
+        {"type": "counting", "answer": 1, "region": region, "site": site}
+        for region, site in (("chest", 1), ("chest", 2), ("neck", 1))
+    ]
+    results = scored(questions, [{"value": 1}, {"value": 2}, {"value": 1}], by=["site"])
+    own = results.metrics()["types"]["counting"]["by"]
+    assert {value: part["figures"]["exact"] for value, part in own["region"].items()} == {"chest": 0.5, "neck": 1.0}
+    assert own["site"]["1"]["n"] == 2 and "modality" not in own
+    assert own["region"]["chest"]["intervals"]["exact"] == (0.0, 1.0)
+    titles = [table.title for table in results.tables()]
+    assert "By region" in titles and "By site" in titles and "By source" not in titles
+    assert next(results.rows())["region"] == "chest"
+    with pytest.raises(ConfigError, match="--by"):
+        scored(questions, [{"value": 1}], by=["hospital"])
+
+
+def test_a_text_that_declines_is_an_abstention(scored):
+    questions = [{"type": kind, "answer": answer} for kind, answer in (("counting", 2), ("open", "mass"))]
+    metrics = scored(questions, [{"text": "I cannot determine that."}, {"text": "I'm sorry, I can't help."}]).metrics()
+    assert metrics["counts"]["abstained"] == 2
+
+
+def test_flare_mllm_by_its_own_rules(scored):
+    """As its script: boxes in the order written, above and not at the threshold, labels only for instances, questions
+    without labels left out, errors of the readable."""
+    line, half = {"bbox": [0, 0, 10, 1]}, {"bbox": [0, 0, 5, 1]}  # IoU exactly 0.5
+    near, far = {"bbox": [1, 0, 11, 1]}, {"bbox": [3, 0, 13, 1]}  # IoU 9/11 and 7/13 with line
+    questions = [
+        {"type": "detection", "answer": [line]},
+        {"type": "detection", "answer": [{**line, "label": "3"}]},
+        {"type": "detection", "property": "instance detection chromosome", "answer": [{**line, "label": "3"}]},
+        {"type": "multilabel", "answer": []},
+        {"type": "multilabel", "answer": ["a", "b"]},
+        {"type": "counting", "answer": 10},
+        {"type": "counting", "answer": 10},
+    ]
+    answers = [
+        {"boxes": [half]},
+        {"boxes": [{**far, "label": "4"}, {**near, "label": "4"}]},
+        {"boxes": [{**line, "label": "4"}]},
+        {"choices": ["a"]},
+        {"choices": ["a"]},
+        {"value": 13},
+        {"text": "many"},
+    ]
+    flare = scored(questions, answers).metrics()["flare_mllm"]
+    figures = {task: {name: one["value"] for name, one in part["metrics"].items()} for task, part in flare.items()}
+    assert figures == {
+        "multi-label": {"f1_score": pytest.approx(2 / 3)},
+        "counting": {"mean_absolute_error": 3.0},
+        "detection": {"f1_score": pytest.approx(2 * 1 / (3 + 2))},
+        "instance_detection": {"f1_score": 0.0, "f1_score_at_03": 0.0},
+    }
+
+
+def test_report_metric_of_a_users_own(scored, tmp_path):
+    code = tmp_path / "mine.py"
+    code.write_text(
+        "def lengths(predicted, reference):\n    return [len(p) / len(r) for p, r in zip(predicted, reference)]\n"
+    )
+    questions = [{"type": "open", "answer": "abcd"}] * 2
+    results = scored(
+        questions, [{"text": "ab"}, {"abstained": True}], report_metrics={"green_score": f"{code}:lengths"}
+    )
+    assert values(results, "open")["green_score"] == 0.25
+    assert results.metrics()["flare_mllm"]["report_generation"]["metrics"]["green_score"]["value"] == 0.25
+    with pytest.raises(ConfigError, match="--report-metric"):
+        scored(questions, [{"text": "ab"}], report_metrics={"green": f"{code}:missing"})
+    code.write_text("def lengths(predicted, reference):\n    return [float('nan')]\n")
+    with pytest.raises(ConfigError, match="not finite"):
+        scored(questions, [{"text": "ab"}], report_metrics={"green": f"{code}:lengths"}).metrics()
+
+
+def test_abstention_by_hand(scored):
+    """Surest first right, wrong, right; one abstains: risks 0, 1/2, 1/3 at coverages of the answers of 1/3, 2/3, 1."""
+    questions = [{"type": "counting", "answer": 1}] * 4
+    answers = [{"value": 1, "confidence": 0.9}, {"value": 2, "confidence": 0.8}, {"value": 1, "confidence": 0.1}]
+    own = scored(questions, [*answers, {"abstained": True}]).metrics()["types"]["counting"]["abstention"]
+    assert (own["coverage"], own["risk"]) == (0.75, pytest.approx(1 / 3))
+    assert own["aurc"] == pytest.approx((0 + 1 / 2 + 1 / 3) / 3)
+    assert [(one["coverage"], one["confidence"]) for one in own["curve"]] == [(0.25, 0.9), (0.5, 0.8), (0.75, 0.1)]
+    assert [one["risk"] for one in own["curve"]] == pytest.approx([0, 1 / 2, 1 / 3])
+
+
+def test_every_type_at_once_has_every_figure(tmp_path):
+    """The generated answers of the benchmark, texts and fields mixed: nothing unread, every figure with an interval."""
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    try:
+        from answers import generate
+    finally:
+        sys.path.pop(0)
+    pairs = list(generate(400, 10, None))
+    for name, records in (("q", [q for q, _ in pairs]), ("a", [a for _, a in pairs if a is not None])):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    metrics = evaluate_answers(tmp_path / "a.jsonl", tmp_path / "q.jsonl", resamples=20).metrics()
+    assert metrics["counts"]["unreadable"] == 0 and metrics["faults"]["broken"] == {}
+    for kind, own in metrics["types"].items():
+        assert all(one["interval"] is not None for one in own["metrics"].values()), kind
+        low, high = own["metrics"][own["headline"]["figure"]]["interval"]
+        assert low <= own["headline"]["judged"] <= high
+    json.dumps(metrics)

@@ -124,3 +124,38 @@ def test_help_imports_nothing_heavy():
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_texts_of_another_model(tmp_path):
+    """A csv of texts: unit, letter, words and a refusal are read; columns, strata and a metric of one's own."""
+    asked = [
+        {"type": "measurement", "unit": "mm", "answer": 84, "region": "neck"},
+        {"type": "classification", "options": ["liver", "spleen"], "answer": "spleen", "region": "abdomen"},
+        {"type": "counting", "answer": 2, "region": "abdomen"},
+        {"type": "open", "answer": "a soft tissue mass", "region": "neck"},
+        {"type": "multilabel", "options": ["liver", "spleen"], "answer": ["liver"], "region": "abdomen"},
+    ]
+    records = [{"id": f"q{n}", "image": f"{n}.nii.gz", "question": "?", **one} for n, one in enumerate(asked)]
+    (tmp_path / "q.jsonl").write_text("\n".join(map(json.dumps, records)))
+    said = [
+        "About 8.4 cm.",
+        "The answer is (B).",
+        '"There are two lesions, really."',
+        "A soft-tissue mass",
+        "I cannot tell.",
+    ]
+    (tmp_path / "a.csv").write_text(
+        "uid,said\n" + "".join(f'q{n},"{one.strip(chr(34))}"\n' for n, one in enumerate(said))
+    )
+    (tmp_path / "mine.py").write_text(
+        "def same(given, truth):\n    return [g.lower() == t for g, t in zip(given, truth)]\n"
+    )
+    options = ["--text-column", "said", "--report-metric", f"mine={tmp_path / 'mine.py'}:same", "--resamples", 20]
+    result = run("answers", tmp_path / "a.csv", "--reference", tmp_path / "q.jsonl", "-o", tmp_path / "out", *options)
+    assert result.exit_code == 0, result.output
+    types = json.loads((tmp_path / "out" / "metrics.json").read_text())["types"]
+    headlines = {kind: own["headline"]["judged"] for kind, own in types.items()}
+    assert headlines == {"measurement": 1, "classification": 1, "counting": 1, "open": 1, "multilabel": 0}
+    assert types["multilabel"]["counts"]["abstained"] == 1
+    assert types["open"]["metrics"]["mine"]["value"] == 0
+    assert "## By region" in result.stdout and "## FLARE-MLLM" in result.stdout

@@ -3,11 +3,17 @@
 import numpy as np
 import pytest
 
-from eval.detection import Box, box_iou, detection_counts, f1, match_boxes
+from eval.detection import Box, box_iou, f1, match_boxes, overlaps, true_positives
 
 
 def box(low, high, label=None):
     return Box(tuple(map(float, low)), tuple(map(float, high)), label)
+
+
+def detection_counts(predicted, reference, threshold):
+    """(true positives, false positives, false negatives) of one question."""
+    true = int(true_positives(overlaps([predicted], [reference]), threshold)[0])
+    return true, len(predicted) - true, len(reference) - true
 
 
 def test_iou_by_hand():

@@ -3,7 +3,7 @@
 import pytest
 
 from eval.options import parse_choice, parse_choices
-from eval.parse import normalise, parse_count, parse_number
+from eval.parse import declines, normalise, parse_boxes, parse_count, parse_number
 from eval.units import convert
 
 
@@ -25,6 +25,36 @@ from eval.units import convert
         ("cannot tell", "mm", None),
         ("1.5e2", None, (150, None)),
         ("-0.5", None, (-0.5, None)),
+        ("5.2 cm x 3.1 cm", "mm", (5.2, "cm")),
+        ("5.5 × 4.2 × 3.8 cm (AP × TR × CC)", "mm", (5.5, "cm")),
+        ("8,4 cm", "mm", (8.4, "cm")),
+        ("1.204,5 ml", "ml", (1204.5, "ml")),
+        ("1 204 ml", "ml", (1204, "ml")),
+        ("0,123 ml", "ml", (0.123, "ml")),
+        (".5 cm", "mm", (0.5, "cm")),
+        ("80-90 mm", "mm", (85, "mm")),
+        ("between 80 and 90 mm", "mm", (85, "mm")),
+        ("84 ± 3 mm", "mm", (84, "mm")),
+        ("−35 HU", "HU", (-35, "hu")),
+        ("minus 35 Hounsfield units", "HU", (-35, "hounsfieldunit")),
+        ("The 3D tumour (T2) measures 84mm", "mm", (84, "mm")),
+        ("Lesion 2 is 84", "mm", (84, None)),
+        ("1. The tumour: 84", "mm", (84, None)),
+        ("In slice 41, 34", "mm", (34, None)),
+        ("Answer: **84 mm**", "mm", (84, "mm")),
+        ("<think>maybe 30 mm</think> 84 mm", "mm", (84, "mm")),
+        (r"$\boxed{84\text{ mm}}$", "mm", (84, "mm")),
+        ("At first 30 mm. Final answer: 84 mm", "mm", (84, "mm")),
+        ("eighty-four millimetres", "mm", (84, "millimeter")),
+        ("two point five cm", "mm", (2.5, "cm")),
+        ("1.2 × 10^3 mm³", "ml", (1200, "mm3")),
+        ("1.2×10³ mm3", "mm3", (1200, "mm3")),
+        ("84 cubic centimetres", "ml", (84, "cubiccentimeter")),
+        ("I am 95% sure it is 84 mm", "mm", (84, "mm")),
+        ("12.5 per cent", "%", (12.5, "percent")),
+        ("45-year-old", "years", (45, "year")),
+        ("70 kg", "kg", (70, None)),
+        ("3/5", None, None),
     ],
 )
 def test_number(text, unit, expected):
@@ -43,6 +73,20 @@ def test_number(text, unit, expected):
         ("several", None),
         ("", None),
         ("2.", 2),
+        ("3.0", 3),
+        ("twenty-one nodules", 21),
+        ("A solitary lesion of 12 mm", 1),
+        ("2-3 lesions", None),
+        ("between 2 and 3", None),
+        ("more than 10", None),
+        ("2 in the left and 3 in the right, 5 in total", 5),
+        ("The total number of lesions is 6.", 6),
+        ("1. liver lesion\n2. spleen lesion\nTotal count: 2", 2),
+        ("T2-weighted scan, slice 41: 4 lesions", 4),
+        ("approximately 1,204 cells", 1204),
+        ("There are two (2) lesions.", 2),
+        ("I cannot determine the number; there is no contrast", None),
+        ("-2", None),
     ],
 )
 def test_count(text, expected):
@@ -71,6 +115,32 @@ ORGANS = ["liver", "right kidney", "kidney", "spleen"]
         ("No.", None, "no"),
         ("There is no tumour", ["Yes", "No"], "No"),
         ("perhaps", None, None),
+        ("**B**", ORGANS, "right kidney"),
+        ("[B]", ORGANS, "right kidney"),
+        ("b", ORGANS, "right kidney"),
+        ("B - right kidney", ORGANS, "right kidney"),
+        ("The final answer is: (D).", ORGANS, "spleen"),
+        (r"\boxed{B}", ORGANS, "right kidney"),
+        ("option 2", ORGANS, "right kidney"),
+        ("<think>A or B</think>\nC", ORGANS, "kidney"),
+        ("Not the liver but the spleen", ORGANS, "spleen"),
+        ("The liver.\n\nExplanation: the spleen is normal", ORGANS, "liver"),
+        ("I cannot tell if it is in the liver", ORGANS, None),
+        ("(b) Spleen", ["A. liver", "B. spleen"], "B. spleen"),
+        ("spleen", ["A. liver", "B. spleen"], "B. spleen"),
+        ("Tumor", ["tumour", "cyst"], "tumour"),
+        ("MRI", ["CT", "MR"], "MR"),
+        ("not malignant", ["benign", "malignant"], "benign"),
+        ("no contrast", ["no contrast", "contrast"], "no contrast"),
+        ("There are 3 lesions", ["2", "3", "4"], "3"),
+        ("(A)", ["2", "3", "4"], "2"),
+        ("I don't see any lesion", None, "no"),
+        ("A tumour is present", None, "yes"),
+        ("No doubt a lesion is there", None, "yes"),
+        ("Is there a tumour? Yes.", None, "yes"),
+        ("Not sure, yes or no", None, None),
+        ("Yes", ["present", "absent"], "present"),
+        ("No, it is not there", ["present", "absent"], "absent"),
         ("", ORGANS, None),
     ],
 )
@@ -87,6 +157,13 @@ def test_choice(text, options, expected):
         ("none of them", []),
         ("unsure", None),
         ("", None),
+        ("- liver\n- spleen", ["liver", "spleen"]),
+        ("A and D", ["liver", "spleen"]),
+        ("A. liver; D. spleen", ["liver", "spleen"]),
+        ("liver and spleen but not the kidney", ["liver", "spleen"]),
+        ("Answer: Livers, Spleen.", ["liver", "spleen"]),
+        ("All of the above", ORGANS),
+        ("I cannot determine that", None),
     ],
 )
 def test_choices(text, expected):
@@ -117,3 +194,39 @@ def test_normalise():
 )
 def test_convert(value, unit, target, expected):
     assert convert(value, unit, target) == (None if expected is None else pytest.approx(expected))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("The lesion is at [10, 20, 5, 40, 52, 31].", [[10, 20, 5, 40, 52, 31]]),
+        ("(10, 20, 5) to (40, 52, 31)", [[10, 20, 5, 40, 52, 31]]),
+        ("[[1, 2, 3, 4], [5, 6, 7, 8]]", [[1, 2, 3, 4], [5, 6, 7, 8]]),
+        ("<box>1,2,3,4,5,6</box>", [[1, 2, 3, 4, 5, 6]]),
+        ('{"7": [[1, 2, 3, 4]]}', [{"bbox": [1, 2, 3, 4], "label": "7"}]),
+        ('```json\n[{"bbox": [1, 2, 3, 4]}]\n```', [{"bbox": [1, 2, 3, 4]}]),
+        ("No lesion is seen.", []),
+        ("[]", []),
+        ("I cannot see it", None),
+        ("in the liver", None),
+    ],
+)
+def test_boxes(text, expected):
+    assert parse_boxes(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("I’m sorry, I cannot help with that.", True),
+        ("This cannot be determined from the scan.", True),
+        ("N/A", True),
+        ("There is not enough information", True),
+        ("No image was provided.", True),
+        ("The tumour cannot be resected.", False),
+        ("No lesion.", False),
+        ("", False),
+    ],
+)
+def test_declines(text, expected):
+    assert declines(text) is expected

@@ -25,7 +25,12 @@ Resamples = Annotated[int, typer.Option(min=1, help="Bootstrap samples.")]
 
 @app.command()
 def answers(
-    answers_file: Annotated[Path, typer.Argument(metavar="ANSWERS.jsonl", help="Answers, one JSON object a line.")],
+    answers_file: Annotated[
+        Path,
+        typer.Argument(
+            metavar="ANSWERS", help="Answers of `vlm batch`, or texts of any model: .jsonl .csv .tsv .json."
+        ),
+    ],
     reference: Annotated[Path, typer.Option(help="Questions with their reference `answer`.")],
     out: OutDir,
     name: Annotated[str, typer.Option(help="What to call the answers in the table.")] = "model",
@@ -42,6 +47,22 @@ def answers(
     labels: Annotated[
         Path | None, typer.Option(help="Ids of --masks: dataset.json or name -> id JSON; default MASKS/labels.json.")
     ] = None,
+    by: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY", help="Key of the questions to tell apart, beside region, source, modality, dataset."
+        ),
+    ] = None,
+    id_column: Annotated[str | None, typer.Option(help="Column of the ids; else found by name (id, uid, ...).")] = None,
+    text_column: Annotated[
+        str | None, typer.Option(help="Column of the texts; else found by name (text, prediction, response, ...).")
+    ] = None,
+    report_metric: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=FILE.py:FUNCTION", help="Your metric of open answers (predicted, reference) -> scores."
+        ),
+    ] = None,
     as_json: AsJson = False,
     seed: Seed = 0,
     resamples: Resamples = 1000,
@@ -50,9 +71,8 @@ def answers(
     from eval.answers import evaluate_answers
     from eval.report.answers import Pictures, answers_page
     from eval.report.slices import Folder
-    from seg_backbone.errors import ConfigError
     from seg_backbone.labels import read_labels
-    from vlm.cli.progress import bar
+    from vlm.cli.progress import stages
 
     if labels is None and masks is not None and (masks / "labels.json").is_file():
         labels = masks / "labels.json"
@@ -60,26 +80,37 @@ def answers(
     if scans or masks:
         names = read_labels(labels) if labels else {}
         pictures = Pictures(Folder(scans) if scans else None, Folder(masks) if masks else None, names)
-    others: dict[str, str | Path] = {}
-    for pair in compare or []:
-        other, _, file = pair.partition("=")
-        if not other or not file or other in others:
-            raise ConfigError(
-                "--compare", "NAME=FILE with a name of its own", repr(pair), "for example text-only=a.jsonl"
-            )
-        others[other] = Path(file)
-    results = evaluate_answers(
-        answers_file,
-        reference,
-        name=name,
-        compare=others,
-        baseline_train=baseline_train,
-        seed=seed,
-        resamples=resamples,
-    )
-    with bar("drawing") as progress:
-        page = answers_page(results, pictures, progress)
+    with stages() as progress:
+        results = evaluate_answers(
+            answers_file,
+            reference,
+            name=name,
+            compare=_pairs("--compare", compare, "text-only=a.jsonl"),
+            baseline_train=baseline_train,
+            by=by or (),
+            id_column=id_column,
+            text_column=text_column,
+            report_metrics=_pairs("--report-metric", report_metric, "green=my_green.py:scores"),
+            seed=seed,
+            resamples=resamples,
+            progress=progress,
+        )
+        results.metrics()
+        page = answers_page(results, pictures, lambda done, total: progress("drawing", done, total))
     _finish(results, out, as_json, page=page)
+
+
+def _pairs(option: str, given: list[str] | None, example: str) -> dict[str, str]:
+    """NAME=VALUE of a repeated option. Raises ConfigError: no name, no value, a name twice."""
+    from seg_backbone.errors import ConfigError
+
+    pairs: dict[str, str] = {}
+    for one in given or []:
+        name, _, value = one.partition("=")
+        if not name or not value or name in pairs:
+            raise ConfigError(option, "NAME=VALUE with a name of its own", repr(one), f"for example {example}")
+        pairs[name] = value
+    return pairs
 
 
 @app.command()
