@@ -92,7 +92,8 @@ class Kind:
 class AnswerResults:
     """Scores of one answer file. compared: name -> other systems on the same questions (no comparisons of their own).
 
-    strata: names of the values in `Reference.strata`. report_metrics: name -> metric of open answers.
+    strata: names of the values in `Reference.strata`. report_metrics: name -> metric of open answers. columns: those of
+    `read_answer_file`, as given.
     """
 
     name: str
