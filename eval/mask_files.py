@@ -55,13 +55,16 @@ def pair_cases(
         found = "not one of them" if predictions else "no mask at all"
         raise InputError(pred_dir, f"masks named as in {ref_dir}", found, "check the two folders")
     lenient = allow_missing and not rules.official
-    otherwise = "" if rules.official else ", or pass --allow-missing"
+    refused = []
     if missing and rules.missing == "refuse" and not lenient:
-        found = f"none for {some(missing)}"
-        raise InputError(pred_dir, "a mask for every reference case", found, f"predict them first{otherwise}")
+        refused.append(f"no prediction for {some(missing)}")
     if extra and rules.extra == "refuse" and not lenient:
-        found = f"none for {some(extra)}"
-        raise InputError(ref_dir, "a mask for every prediction", found, f"remove the extra files{otherwise}")
+        refused.append(f"no reference for {some(extra)}")
+    if refused:
+        todo = "complete the folders, or remove what is extra"
+        if not rules.official:
+            todo += ", or pass --allow-missing"
+        raise InputError(pred_dir, f"the cases of {ref_dir}", " and ".join(refused), todo)
     cases = [
         Case(
             name,
@@ -181,10 +184,10 @@ def _own_lines(manifest: str | Path, ref_dir: str | Path) -> list[tuple[int, dic
     return [(number, line) for number, line in lines if line.get("dataset") in parts] or lines
 
 
-def some(names: Iterable[str], most: int = 12) -> str:
+def some(names: Iterable[str], most: int = 12, separator: str = ", ") -> str:
     """The names in a sentence: all, or the first and how many more."""
     names = list(names)
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+    return separator.join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def _require_fixed(rules: Protocol, labels: dict[str, int], source: str) -> None:

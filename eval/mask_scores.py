@@ -27,7 +27,8 @@ NOT_ANNOTATED, UNDEFINED = "not annotated", "undefined"
 # What a script passes over in silence, told in the notes with the names of the cases.
 OTHER_GRID = "Header differs from the reference, arrays compared as stored, as the official script does"
 OTHER_VALUES = "Label values outside the protocol, {}, as the official script does"
-CAST = "NaN, fractions or values that the script's integers cannot hold, cast as it does"
+CAST = "NaN, fractions or values that the script's integers cannot hold, cast to {} as it does"
+NO_LABEL = "NaN, fractions or negative values, equal to no label, as in the official script"
 ONE_SLICE = "One-slice reference, which the official z range empties; left out"
 
 
@@ -132,7 +133,8 @@ def _read_as_stored(case: Case, rules: Rules) -> tuple[Mask, Mask, list[tuple[st
         mask = Mask(array, image.grid, labels, str(path))
         masks.append(mask)
         if changed:
-            remarks.append((CAST, f"{case.name} ({changed} voxels of the {side})"))
+            what = CAST.format(protocol.stored_as) if protocol.stored_as else NO_LABEL
+            remarks.append((what, f"{case.name} ({changed} voxels of the {side})"))
         if others := sorted(set(mask.boxes) - set(labels.values())):
             if protocol.only_label is not None and side == "reference":
                 todo = "the official script adds such values up; keep the lesion alone"

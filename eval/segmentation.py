@@ -18,6 +18,7 @@ from pathlib import Path
 from eval.mask_files import Case, Pairing, pair_cases, prediction_labels, reference_labels, some
 from eval.mask_results import MaskResults
 from eval.mask_scores import CaseScores, Rules, score_case
+from eval.mask_store import Store
 from eval.protocols import PROTOCOLS
 from seg_backbone.errors import ConfigError, InputError
 from seg_backbone.labels import canonical
@@ -35,6 +36,7 @@ def evaluate_masks(
     tolerances_mm: dict[str, float] | None = None,
     allow_missing: bool = False,
     jobs: int = 1,
+    keep_dir: str | Path | None = None,
     progress: Callable[[int, int], None] | None = None,
     seed: int = 0,
     resamples: int = 1000,
@@ -48,7 +50,8 @@ def evaluate_masks(
     annotated: case -> classes drawn in it; a case not listed has them all (noted). tolerances_mm: class -> NSD
     tolerance in place of the protocol's. allow_missing: score missing cases 0 and leave extra ones out. These three go
     with the protocol `corrected` only. patients: case -> patient, for intervals; a case not listed is a patient.
-    jobs: processes that share the cases. progress: called with (cases done, cases).
+    jobs: processes that share the cases. keep_dir: a folder for the scores of single cases while the run lasts; what it
+    holds of the same files and rules is not scored again. progress: called with (cases done, cases).
 
     Raises ConfigError (unknown protocol, an option that it has no place for), LabelError, GridError, ScanError,
     InputError (no case, or cases that the protocol refuses; where several cannot be scored, all by name).
@@ -74,7 +77,8 @@ def evaluate_masks(
 
     results: list[CaseScores] = []
     refused: list[InputError] = []
-    for done, result in enumerate(_score_all(pairing.cases, rules, jobs), 1):
+    store = Store(Path(keep_dir), rules) if keep_dir is not None else None
+    for done, result in enumerate(_score_all(pairing.cases, rules, jobs, store), 1):
         if isinstance(result, InputError):
             refused.append(result)
         else:
@@ -84,8 +88,10 @@ def evaluate_masks(
     if len(refused) == 1:
         raise refused[0]
     if refused:
-        found = f"{len(refused)} of {len(pairing.cases)} that cannot: {some(map(str, refused))}"
+        found = f"{len(refused)} of {len(pairing.cases)} that cannot: {some(map(str, refused), separator='; ')}"
         raise InputError(pred_dir, "cases that can be scored", found, "mend or leave out these")
+    if store is not None:
+        store.clear(pairing.cases)
     return MaskResults(
         rules,
         [score for result in results for score in result.scores],
@@ -100,9 +106,9 @@ def evaluate_masks(
     )
 
 
-def _score_all(cases: list[Case], rules: Rules, jobs: int) -> Iterator[CaseScores | InputError]:
+def _score_all(cases: list[Case], rules: Rules, jobs: int, store: Store | None) -> Iterator[CaseScores | InputError]:
     """The scores of every case, in order."""
-    score = partial(score_case, rules=rules)
+    score = partial(_score_one, rules=rules, store=store)
     jobs = min(jobs, len(cases))
     if jobs == 1:
         yield from map(score, cases)
@@ -116,6 +122,16 @@ def _score_all(cases: list[Case], rules: Rules, jobs: int) -> Iterator[CaseScore
         raise ConfigError("--jobs", "enough memory", found, "pass a smaller --jobs") from None
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _score_one(case: Case, rules: Rules, store: Store | None) -> CaseScores | InputError:
+    result = store.read(case) if store is not None else None
+    if result is not None:
+        return result
+    scored = score_case(case, rules)
+    if store is not None and isinstance(scored, CaseScores):
+        store.write(case, scored)
+    return scored
 
 
 def _notes(pairing: Pairing, rules: Rules, annotated: dict[str, list[str]] | None) -> list[str]:

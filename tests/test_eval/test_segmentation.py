@@ -9,6 +9,8 @@ import pytest
 import SimpleITK as sitk
 from dicoms import write_series
 
+from eval import segmentation
+from eval.mask_scores import score_case
 from eval.overlap import surface_dice
 from eval.protocols import read_tolerances, tolerance_of
 from eval.segmentation import evaluate_masks
@@ -59,7 +61,7 @@ def test_corrected_scores_states_and_volumes(folders):
     write("pred", "false", array((1, (0, 0, 0), (1, 1, 1))))
     write("ref", "false", array())
     write("ref", "lost", array(CUBE))
-    with pytest.raises(InputError, match="none for lost; predict them first, or pass --allow-missing"):
+    with pytest.raises(InputError, match="no prediction for lost; .* or pass --allow-missing"):
         evaluate_masks(pred, ref, "corrected", LABELS)
     results = evaluate_masks(pred, ref, "corrected", LABELS, allow_missing=True)
     scores = only(results)
@@ -347,7 +349,7 @@ def test_corrected_refuses_every_bad_case_by_name(folders):
         assert named in str(raised.value)
     assert "fine" not in str(raised.value)
     write("pred", "extra", array(CUBE))
-    with pytest.raises(InputError, match="none for extra"):
+    with pytest.raises(InputError, match="no reference for extra"):
         evaluate_masks(pred, ref, "corrected", LABELS)
 
 
@@ -400,6 +402,36 @@ def test_cases_in_parallel_score_the_same(folders):
     two = evaluate_masks(pred, ref, "corrected", LABELS, jobs=2, progress=lambda *told: seen.append(told))
     assert repr(two.rows()) == repr(evaluate_masks(pred, ref, "corrected", LABELS).rows())
     assert seen == [(1, 3), (2, 3), (3, 3)]
+
+
+def test_an_interrupted_run_goes_on_where_it_was(folders, tmp_path, monkeypatch):
+    pred, ref, write = folders
+    for case in "abc":
+        write("ref", case, array(CUBE))
+        write("pred", case, array(SHIFTED, (1, (0, 0, 0), (1, 1, 1))))
+    expected = evaluate_masks(pred, ref, "corrected", LABELS)
+    keep, looked_at = tmp_path / "keep", []
+
+    def score(case, rules):
+        looked_at.append(case.name)
+        if case.name == "c" and looked_at.count("c") == 1:
+            raise KeyboardInterrupt
+        return score_case(case, rules)
+
+    monkeypatch.setattr(segmentation, "score_case", score)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_masks(pred, ref, "corrected", LABELS, keep_dir=keep)
+    write("pred", "b", array(SHIFTED))  # another file since
+    resumed = evaluate_masks(pred, ref, "corrected", LABELS, keep_dir=keep)
+    assert looked_at == ["a", "b", "c", "b", "c"]
+    assert not keep.exists()
+    rows = [[row for row in result.rows() if row["case"] != "b"] for result in (resumed, expected)]
+    assert repr(rows[0]) == repr(rows[1])
+    assert only(resumed)["b"].dsc != only(expected)["b"].dsc
+    figures = [
+        result.metrics()["lesionwise"]["tumour"]["figures"]["f1_iou50"]["value"] for result in (resumed, expected)
+    ]
+    assert figures == [pytest.approx(6 / 8), pytest.approx(6 / 9)]  # b lost its false lesion
 
 
 def test_an_error_comes_back_whole_from_another_process():

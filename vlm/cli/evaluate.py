@@ -142,7 +142,8 @@ def masks(
     """Score a folder of masks: DSC and NSD per case and class; protocol corrected adds HD95 and lesion by lesion.
 
     flare23, flare24 and automsc score as the official scripts do, bad input included, and say what they passed over;
-    corrected refuses bad input by name. Each result states its protocol's rules.
+    corrected refuses bad input by name. Each result states its protocol's rules. An interrupted run goes on where it
+    was.
     """
     from eval.mask_files import find_manifest, read_annotated, read_patients
     from eval.protocols import read_tolerances
@@ -169,6 +170,7 @@ def masks(
             tolerances_mm=read_tolerances(tolerances) if tolerances else None,
             allow_missing=allow_missing,
             jobs=jobs or min(8, len(os.sched_getaffinity(0))),
+            keep_dir=out / ".cases",
             progress=report,
             seed=seed,
             resamples=resamples,
