@@ -159,7 +159,7 @@ class Segmenter:
             self.foresee(scan, max_ram_mb)
         volume = as_volume(scan, modality)
         clock.lap("read")
-        runtime = self.runtimes.choose(fast, bool(keep_stages))
+        runtime = self.runtimes.choose(fast, bool(keep_stages), max_ram_mb is not None)
         choice = Choice(batch=GPU_BATCH if self.device.type == "cuda" and not keep_stages else 1, step=settings.step)
         predicted = None
         why: list[str] = []
@@ -179,7 +179,7 @@ class Segmenter:
             volume, self.plan.with_(spacing_mm=tuple(s * choice.coarser for s in self.plan.spacing_mm))
         )
         clock.lap("preprocess")
-        runtime = self.runtimes.verified(runtime, torch.from_numpy(image))
+        runtime = self.runtimes.verified(runtime, torch.from_numpy(image), max_ram_mb is not None)
         collector = Collector(self.network, self._mirrored(runtime.forward, settings), grid, keep_stages)
         tiling = Tiling(grid.shape, patch, choice.step)
         tensor = torch.from_numpy(image).to(self.device)

@@ -58,8 +58,11 @@ class Runtimes:
         self.network, self.channels, self.patch, self.asked, self.device = network, channels, patch, asked, device
         self._made: dict[str, Runtime] = {}
 
-    def choose(self, fast: bool, features: bool) -> Runtime:
-        """The runtime for a scan. features: whether encoder features are kept. int8 comes only with `verified`."""
+    def choose(self, fast: bool, features: bool, capped: bool = False) -> Runtime:
+        """The runtime for a scan. features: whether encoder features are kept. int8 comes only with `verified`.
+
+        capped: whether memory is, so that nothing may be converted now (that takes over 1 GB for a small network).
+        """
         if self.asked == "torch":
             return self.plain(fast)
         if features:
@@ -68,6 +71,8 @@ class Runtimes:
             return self.plain(fast, "auto takes openvino where it is installed, in fast mode on a CPU")
         name = "compile" if self.asked == "compile" else "openvino"
         if name not in self._made:
+            if capped and (name == "compile" or not kept_model(self.network, self.patch).is_file()):
+                return self.plain(fast, f"{name} is not made yet, which takes memory: run once without a cap on it")
             make = compiled_runtime if name == "compile" else openvino_runtime
             self._made[name] = Runtime(name, make(self.network, self.channels, self.patch))
         return self._made[name]
@@ -76,7 +81,7 @@ class Runtimes:
         """Torch, in mixed precision in fast mode on a GPU."""
         return Runtime("torch", torch_runtime(self.network, fast and self.device.type == "cuda"), why)
 
-    def verified(self, chosen: Runtime, image: torch.Tensor) -> Runtime:
+    def verified(self, chosen: Runtime, image: torch.Tensor, capped: bool = False) -> Runtime:
         """The runtime, or one that agrees with torch where it does not; image: (channels, i, j, k), preprocessed."""
         if chosen.name == "torch":
             return chosen
@@ -86,6 +91,8 @@ class Runtimes:
         if self.asked != "openvino-int8" or chosen.name == "torch":
             return chosen
         if "openvino-int8" not in self._made:
+            if capped and not kept_model(self.network, self.patch, "int8").is_file():
+                return replace(chosen, why="int8 is not made yet, which takes memory: run once without a cap on it")
             windows = _spread(image, self.patch, CALIBRATION + CHECKED)
             forward = openvino_runtime(self.network, self.channels, self.patch, windows[::2][:CALIBRATION])
             drift = self._drift(forward, (windows[1::2] or windows)[:CHECKED])
@@ -165,9 +172,7 @@ def openvino_runtime(
     """
     import openvino
 
-    kind = "float32" if calibration is None else "int8"
-    folder = cache or Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "flare-vlm" / "openvino"
-    path = folder / f"{_digest(network, patch, openvino.__version__, kind)}.xml"
+    path = kept_model(network, patch, "float32" if calibration is None else "int8", cache)
     core = openvino.Core()
     try:
         model = core.read_model(path)
@@ -190,6 +195,16 @@ def openvino_runtime(
         return torch.from_numpy(np.concatenate([compiled(window[None].numpy())[0] for window in windows]))
 
     return forward
+
+
+def kept_model(
+    network: torch.nn.Module, patch: tuple[int, int, int], kind: str = "float32", cache: Path | None = None
+) -> Path:
+    """Where the converted model is kept, whether it is there or not; see `openvino_runtime`."""
+    import openvino
+
+    folder = cache or Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "flare-vlm" / "openvino"
+    return folder / f"{_digest(network, patch, openvino.__version__, kind)}.xml"
 
 
 def export_onnx(network: torch.nn.Module, channels: int, patch: tuple[int, int, int], plan: str, path: Path) -> float:

@@ -94,6 +94,15 @@ def test_a_cache_that_cannot_be_written(tmp_path):
 
 
 @needs_openvino
+def test_nothing_is_converted_under_a_cap_on_memory(home):
+    capped = Segmenter(network_of(), PLAN, "0", runtime="openvino")(SCAN, "CT", max_ram_mb=1e6).report["runtime"]
+    assert (capped["used"], home.exists()) == ("torch", False) and "run once without a cap" in capped["why"]
+    openvino_runtime(network_of(), 2, PATCH)
+    again = Segmenter(network_of(), PLAN, "0", runtime="openvino")(SCAN, "CT", max_ram_mb=1e6)
+    assert again.report["runtime"]["used"] == "openvino"
+
+
+@needs_openvino
 def test_the_segmenter_tells_which_runtime_it_used():
     torch_mask = Segmenter(network_of(), PLAN, "0")(SCAN, "CT").mask.array
     segmenter = Segmenter(network_of(), PLAN, "0", runtime="openvino")
