@@ -242,7 +242,7 @@ def _cropped(
     prediction: Mask | None, prediction_id: int, reference: Mask, reference_id: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Where each side has its id, boolean, inside the smallest box around both; one voxel where neither has it."""
-    sides = [(mask, value) for mask, value in ((prediction, prediction_id), (reference, reference_id))]
+    sides = ((prediction, prediction_id), (reference, reference_id))
     found = [mask.boxes[value] for mask, value in sides if mask is not None and value in mask.boxes]
     box = union(found) if found else (slice(0, 1),) * 3
     shape = [side.stop - side.start for side in box]

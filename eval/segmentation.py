@@ -73,6 +73,8 @@ def evaluate_masks(
         prediction_labels(PROTOCOLS[protocol], pred_labels, ref_labels, pred_dir),
         {canonical(name): float(value) for name, value in (tolerances_mm or {}).items()},
     )
+    if unknown := [name for name in rules.tolerances_mm if name not in ref_labels]:
+        raise ConfigError("--tolerances", f"some of the classes {some(ref_labels)}", some(unknown), "correct the names")
     pairing = pair_cases(pred_dir, ref_dir, rules.protocol, allow_missing, annotated)
 
     results: list[CaseScores] = []

@@ -285,6 +285,8 @@ def test_tolerances_of_the_user(folders, tmp_path):
     assert strict.tolerance_mm == 1
     assert strict.nsd == pytest.approx(surface_dice(array(SHIFTED) == 1, array(CUBE) == 1, np.array([2.0, 2, 3]), 1))
     assert strict.border_nsd < 1
+    with pytest.raises(ConfigError, match="found livver"):
+        evaluate_masks(pred, ref, "corrected", LABELS, tolerances_mm={"livver": 1.0})
     with pytest.raises(ConfigError, match="rules are fixed"):
         evaluate_masks(pred, ref, "flare24", tolerances_mm=tolerances)
     for bad in ('{"tumour": 0}', '{"tumour": "wide"}', "[1]", "{"):
