@@ -61,7 +61,9 @@ def read_mask(path: str | Path, labels: dict[str, int] | None = None) -> Mask:
 
 def write_mask(mask: Mask, path: str | Path) -> Path:
     """Write a label map on its own grid, atomically (a temporary name, then a rename). Returns the path."""
-    image = nib.Nifti1Image(mask.array.astype(np.uint8 if mask.array.max(initial=0) < 256 else np.uint16), None)
+    image = nib.Nifti1Image(
+        mask.array.astype(np.uint8 if mask.array.max(initial=0) < 256 else np.uint16, copy=False), None
+    )
     image.header.set_xyzt_units("mm")
     image.set_sform(mask.grid.affine, code=1)
     image.set_qform(mask.grid.affine, code=1, strip_shears=True)
