@@ -386,3 +386,20 @@ def test_as_volume_keeps_what_fits_and_guesses_the_rest():
     assert as_volume(volume) is volume
     with pytest.raises(ScanError, match="missing"):
         as_volume("missing.nii.gz")
+
+
+@pytest.mark.parametrize("shape", [(2, 2, 2), (5, 2, 90)])
+@pytest.mark.parametrize("options", [{}, {"fast": True, "roi": True, "verify_skips": True, "export": "nearest"}])
+def test_thin_scans(segmenter, shape, options):
+    array = np.random.default_rng(2).integers(-1000, 1000, shape).astype(np.int16)
+    found = segmenter((array, np.diag([0.7, 0.7, 9.0, 1.0])), "CT", **options)
+    assert found.mask.array.shape == shape
+    assert found.report["windows"] + len(found.report["skipped"]["windows"]) >= 1
+
+
+def test_a_scan_of_air_runs_no_window(segmenter):
+    array = np.full((20, 20, 20), -1000, dtype=np.int16)
+    array[0, 0, 0] = -990
+    found = segmenter((array, np.diag([4.0, 4.0, 4.0, 1.0])), "CT", fast=True)
+    assert found.report["windows"] == 0 and found.report["skipped"]["air"] == 8
+    assert not found.mask.array.any()

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from seg_backbone.predict import Segmentation, Segmenter
     from seg_backbone.volume import Volume
 
-WINDOWS: dict[str, Any] = {"rich_help_panel": "Windows"}
 Span = tuple[float, float]  # time of day in seconds, start and end
 
 
@@ -25,25 +24,29 @@ def segment(
     model: Annotated[str, typer.Option(help="A model that ships, or a model folder.")] = "default",
     fast: Annotated[bool, typer.Option("--fast/--accurate", help="Fewer overlapping windows, none of air.")] = False,
     step: Annotated[
-        float | None, typer.Option(help="Share of a window between neighbours, instead of the model's.", **WINDOWS)
+        float | None, typer.Option(help="Share of a window between neighbours, instead of the model's.")
     ] = None,
     blending: Annotated[
-        Literal["gaussian", "uniform"], typer.Option(help="Weights of overlapping windows.", **WINDOWS)
+        Literal["gaussian", "uniform"], typer.Option(help="Weights of overlapping windows.")
     ] = "gaussian",
-    mirror: Annotated[bool, typer.Option("--mirror", help="Mean over the flips of training.", **WINDOWS)] = False,
+    mirror: Annotated[bool, typer.Option("--mirror", help="Mean over the flips of training.")] = False,
     export: Annotated[
         Literal["linear", "nearest"],
-        typer.Option(help="nearest: faster; has the steps of the working grid.", **WINDOWS),
+        typer.Option(help="nearest: faster; has the steps of the working grid."),
     ] = "linear",
     roi: Annotated[
         bool | None,
-        typer.Option("--roi/--no-roi", help="Windows only near what a low-resolution pass finds.", **WINDOWS),
+        typer.Option(
+            "--roi/--no-roi",
+            help="Windows only near what a low-resolution pass finds; left out: as the model says, with --fast.",
+        ),
     ] = None,
     gate: Annotated[
-        bool | None, typer.Option("--gate/--no-gate", help="Windows that the model's classifier keeps.", **WINDOWS)
+        bool | None,
+        typer.Option("--gate/--no-gate", help="Windows that the model's classifier keeps; left out: with --fast."),
     ] = None,
     verify_skips: Annotated[
-        bool, typer.Option("--verify-skips", help="Also run the skipped windows; tell what differs.", **WINDOWS)
+        bool, typer.Option("--verify-skips", help="Also run the skipped windows; tell what differs.")
     ] = False,
     labels: Annotated[
         Literal["native", "flare23", "flare24"], typer.Option(help="Whose ids the masks use.")
