@@ -221,7 +221,7 @@ def worst_case(plan: Plan, cases: tuple[CaseShape, ...], machine: Machine, devic
 
 def predict_cost(plan: Plan, case: CaseShape, machine: Machine, device: str) -> Cost:
     """The model of the module's docstring for one case."""
-    outputs, channels = len(plan.classes) + 1, len(plan.ct_windows_hu)
+    outputs, channels = plan.outputs, plan.inputs
     voxels = prod(case.shape)
     extent = [n * step for n, step in zip(case.shape, case.spacing_mm, strict=True)]
     working = [max(1, round(mm / step)) for mm, step in zip(extent, plan.spacing_mm, strict=True)]
@@ -255,18 +255,18 @@ def window_values(plan: Plan) -> float:
     """
     widths, voxels = plan.network_options["features"], prod(plan.patch)
     skips = sum(width / 8**stage for stage, width in enumerate(widths))
-    outputs = len(plan.classes) + 1
-    return voxels * (len(plan.ct_windows_hu) + max(skips + 6 * widths[0], skips + widths[0] + outputs, 2 * outputs))
+    outputs = plan.outputs
+    return voxels * (plan.inputs + max(skips + 6 * widths[0], skips + widths[0] + outputs, 2 * outputs))
 
 
 def operations(plan: Plan) -> int:
     """Multiplications and additions of one window, as torch counts them."""
-    return _count(plan.network, len(plan.ct_windows_hu), len(plan.classes) + 1, _freeze(plan), plan.patch)[0]
+    return _count(plan.network, plan.inputs, plan.outputs, _freeze(plan), plan.patch)[0]
 
 
 def parameters(plan: Plan) -> int:
     """Weights of the network."""
-    return _count(plan.network, len(plan.ct_windows_hu), len(plan.classes) + 1, _freeze(plan), plan.patch)[1]
+    return _count(plan.network, plan.inputs, plan.outputs, _freeze(plan), plan.patch)[1]
 
 
 def _freeze(plan: Plan) -> tuple[tuple[str, tuple[int, ...]], ...]:
@@ -291,7 +291,7 @@ def calibrate(plan: Plan, files: CaseFiles, device: str) -> Machine:
     volume = read_volume(files.image, files.modality)
     image, _ = preprocess(volume, plan)
     read_s = (time.perf_counter() - started) / volume.array.size
-    outputs = len(plan.classes) + 1
+    outputs = plan.outputs
     shape = to_canonical(volume.array, volume.grid)[0].shape
     logits = torch.zeros((outputs, *image.shape[1:]), device=device)
     started = time.perf_counter()
@@ -311,7 +311,7 @@ def measure_window(plan: Plan, files: CaseFiles, device: str) -> tuple[float, fl
     padded, _ = pad_to_patch(torch.from_numpy(image), plan.patch)
     crops = [crop for _, crop in windows(padded, plan.patch, plan.step)]
     window = crops[len(crops) // 2].to(device)
-    network = build_network(plan.network, len(plan.ct_windows_hu), len(plan.classes) + 1, plan.network_options)
+    network = build_network(plan.network, plan.inputs, plan.outputs, plan.network_options)
     network = network.eval().to(device=device, memory_format=torch.channels_last_3d)
     del image, padded, crops
     with torch.inference_mode():

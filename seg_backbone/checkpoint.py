@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,14 +19,21 @@ SHIPPED = Path(__file__).parent / "weights"
 WEIGHTS, PLAN = "weights.safetensors", "plan.json"
 
 
+def imported_models() -> Path:
+    """The user's folder of imported models, which are found by name as those that ship are."""
+    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "flare-vlm" / "models"
+
+
 def find_model(name: str | Path) -> Path:
-    """The folder of a model: a folder as given, or the name of one that ships. Raises CheckpointError."""
-    folder = Path(name)
-    if not (folder / PLAN).is_file() and (SHIPPED / str(name) / PLAN).is_file():
-        folder = SHIPPED / str(name)
+    """The folder of a model: as given, or by the name of one that ships or was imported. Raises CheckpointError."""
+    homes = (SHIPPED, imported_models())
+    folder = next((f for f in (Path(name), *(home / name for home in homes)) if (f / PLAN).is_file()), Path(name))
     if not (folder / PLAN).is_file() or not (folder / WEIGHTS).is_file():
-        names = sorted(p.parent.name for p in SHIPPED.glob(f"*/{PLAN}"))
-        raise CheckpointError(name, f"a model folder with {PLAN} and {WEIGHTS}", "none", f"models that ship: {names}")
+        names = sorted(p.parent.name for home in homes for p in home.glob(f"*/{PLAN}"))
+        todo = f"models that ship or were imported: {names}"
+        if (folder / "plans.json").is_file() or any(folder.glob("*/plans.json")):
+            todo = f"it is nnU-Net's: vlm model import nnunet:{folder}"
+        raise CheckpointError(name, f"a model folder with {PLAN} and {WEIGHTS}", "none", todo)
     return folder
 
 
@@ -51,10 +59,14 @@ def load_model(name: str | Path) -> tuple[nn.Module, Plan, str]:
     from safetensors.torch import load
 
     from seg_backbone.nets import build_network
+    from seg_backbone.nets.wrappers import Ensemble, Regions
 
     folder = find_model(name)
     plan = Plan.read(folder / PLAN)
-    network = build_network(plan.network, len(plan.ct_windows_hu), len(plan.classes) + 1, plan.network_options)
+    members = [
+        build_network(plan.network, plan.inputs, plan.outputs, plan.network_options) for _ in range(plan.members)
+    ]
+    network = members[0] if len(members) == 1 else Ensemble(members)
     data = (folder / WEIGHTS).read_bytes()
     try:
         state = {key: value.float() if value.is_floating_point() else value for key, value in load(data).items()}
@@ -64,6 +76,8 @@ def load_model(name: str | Path) -> tuple[nn.Module, Plan, str]:
     if {key: value.shape for key, value in state.items()} != wanted:
         raise CheckpointError(folder, "weights that fit plan.json", "other layers or shapes", "fetch the model again")
     network.load_state_dict(state, strict=False)
+    if plan.painted:
+        network = Regions(network)
     network.eval().to(memory_format=torch.channels_last_3d)
     return network, plan, hashlib.sha256(data).hexdigest()[:12]
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from seg_backbone.resample import linear_weights
+from seg_backbone.resample import SMOOTH, Filters, linear_weights
 
 INTERPOLATIONS = ("linear", "nearest")
 ROUNDING = 1e-5  # of the largest logit: more than three float32 sums lose
@@ -30,6 +30,8 @@ def argmax_slabs(
     slab: int = 16,
     excluded: tuple[int, ...] = (),
     interpolation: str = "linear",
+    filters: Filters = SMOOTH,
+    painted: tuple[int, ...] = (),
 ) -> Iterator[tuple[Place, torch.Tensor, torch.Tensor]]:
     """Resample logits from `source` to `shape` and take the argmax, `slab` slices of the last axis at a time.
 
@@ -41,13 +43,19 @@ def argmax_slabs(
     linear: logits are interpolated. The classes pass one by one, each read from the input slices that the slab needs
     (its halo), and leave a running maximum and softmax denominator: memory grows with I x J x slab, not with C. Every
     sum has a fixed order, so neither `slab` nor the cut into blocks changes a bit. nearest: the ids are taken from the
-    nearest voxel of the working grid.
+    nearest voxel of the working grid. filters: of each axis, where logits are interpolated.
+
+    painted: of regions that overlap, the id that output n + 1 paints where it is above 0, over what was painted before;
+    output 0 is 0 everywhere. The probability is then that of the region painted last.
 
     A box is certain: an interpolated logit lies between the least and the largest of the voxels that it comes from, so
     background wins where the least of background exceeds the largest of every other class.
     """
     assert interpolation in INTERPOLATIONS, interpolation
-    axes = [(_linear if interpolation == "linear" else _nearest)(*sizes) for sizes in zip(source, shape, strict=True)]
+    kinds = filters if interpolation == "linear" else ("nearest",) * 3
+    axes = [_axis(*each) for each in zip(source, shape, kinds, strict=True)]
+    if painted:
+        excluded = tuple(number + 1 for number, value in enumerate(painted) if value in excluded)
     held: Held = []
     ready, start = 0, 0
     for block in blocks:
@@ -60,7 +68,8 @@ def argmax_slabs(
                 break
             place = _foreground(held, axes, slice(start, stop), excluded)
             if place is not None:
-                yield place, *(_interpolated if interpolation == "linear" else _copied)(held, axes, place, excluded)
+                run = _interpolated if interpolation == "linear" else _copied
+                yield place, *run(held, axes, place, excluded, painted)
             start = stop
         if start < shape[2]:  # the halo of what is left is kept
             low = axes[2].reads(slice(start, start + 1)).start
@@ -103,18 +112,14 @@ class _Axis:
         return part.index_select(axis, index)
 
 
-def _linear(source: int, target: int) -> _Axis:
-    """The nonzero entries of `linear_weights`."""
-    weights = linear_weights(source, target)
+def _axis(source: int, target: int, kind: str) -> _Axis:
+    """The nonzero entries of `linear_weights`; the nearest voxel is the one that holds the centre of the output."""
+    if kind == "nearest":
+        return _Axis(((np.arange(target) + 0.5) * source / target).astype(np.int64), torch.ones((1, target)))
+    weights = linear_weights(source, target, kind)
     taps = int((weights > 0).sum(1).max())
     first = (weights > 0).int().argmax(1).clamp(max=source - taps)
     return _Axis(first.numpy(), weights.gather(1, first[:, None] + torch.arange(taps)).T.contiguous())
-
-
-def _nearest(source: int, target: int) -> _Axis:
-    """The input voxel that holds the centre of each output voxel."""
-    first = ((np.arange(target) + 0.5) * source / target).astype(np.int64)
-    return _Axis(first, torch.ones((1, target)))
 
 
 def _read(held: Held, number: int, place: Place) -> torch.Tensor:
@@ -153,7 +158,7 @@ def _foreground(held: Held, axes: list[_Axis], outputs: slice, excluded: tuple[i
 
 
 def _interpolated(
-    held: Held, axes: list[_Axis], place: Place, excluded: tuple[int, ...]
+    held: Held, axes: list[_Axis], place: Place, excluded: tuple[int, ...], painted: tuple[int, ...]
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Ids and probabilities of a box of the scan from interpolated logits."""
 
@@ -163,14 +168,15 @@ def _interpolated(
                 part = axes[axis](part, axis, place[axis])
             yield number, part
 
-    return _argmax(parts())
+    return _paint(parts(), painted) if painted else _argmax(parts())
 
 
 def _copied(
-    held: Held, axes: list[_Axis], place: Place, excluded: tuple[int, ...]
+    held: Held, axes: list[_Axis], place: Place, excluded: tuple[int, ...], painted: tuple[int, ...]
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Ids and probabilities of a box of the scan, each from the nearest voxel of the working grid."""
-    ids, probability = _argmax(_classes(held, axes, place, excluded))
+    parts = _classes(held, axes, place, excluded)
+    ids, probability = _paint(parts, painted) if painted else _argmax(parts)
     for axis in (2, 1, 0):
         ids = axes[axis].take(ids, axis, place[axis])
         probability = axes[axis].take(probability, axis, place[axis])
@@ -201,3 +207,15 @@ def _argmax(parts: Iterator[tuple[int, torch.Tensor]]) -> tuple[torch.Tensor, to
         total = torch.where(rises, total * ratio + 1, total + ratio)
         torch.maximum(top, part, out=top)
     return ids, total.reciprocal_()
+
+
+def _paint(parts: Iterator[tuple[int, torch.Tensor]], painted: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits of regions one by one, after an output 0 that is 0 -> (uint8 id painted last, float32 probability)."""
+    _, first = next(parts)
+    ids = torch.zeros_like(first, dtype=torch.uint8)
+    sure = torch.ones_like(first)
+    for number, part in parts:
+        above = part > 0
+        ids.masked_fill_(above, painted[number - 1])
+        sure = torch.where(above, part.sigmoid(), sure)
+    return ids, sure

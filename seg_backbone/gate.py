@@ -28,7 +28,7 @@ def gate_network(gate: GatePlan) -> torch.nn.Module:
 
 def gate_input(plan: Plan, gate: GatePlan) -> Plan:
     """The plan by which a scan becomes the classifier's input: the model's grid and window, its own channels."""
-    return plan.with_(ct_windows_hu=gate.ct_windows_hu)
+    return plan.with_(ct_windows_hu=gate.ct_windows_hu, channels=())
 
 
 def load_gate(folder: Path, gate: GatePlan) -> torch.nn.Module:

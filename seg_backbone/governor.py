@@ -127,9 +127,9 @@ class Work:
 
     grid: the scan in canonical axes. spacing_mm, patch: of the plan. channels, classes: of the network, background
     included. window_mb: see the function. held_ram_mb, held_gpu_mb: what process and device hold already, the scan
-    included. read_mb: what reading holds beside the scan. divisor: a window is a multiple of it, by axis. on_gpu: where
-    the network runs. elapsed, window_seconds, slice_seconds: spent so far; of one window; of the export of one slice of
-    the scan.
+    included. read_mb: what reading holds beside the scan. normalise_bytes: a voxel, while the nonzero is sought.
+    divisor: a window is a multiple of it, by axis. on_gpu: where the network runs. elapsed, window_seconds,
+    slice_seconds: spent so far; of one window; of the export of one slice of the scan.
     """
 
     grid: Grid
@@ -141,6 +141,7 @@ class Work:
     held_ram_mb: float
     held_gpu_mb: float = 0.0
     read_mb: float = 0.0
+    normalise_bytes: float = 0.0
     divisor: tuple[int, int, int] = (1, 1, 1)
     on_gpu: bool = False
     elapsed: float = 0.0
@@ -182,7 +183,9 @@ class Work:
         kept_in_ram = not self.on_gpu or choice.place == "cpu"
         stages = {
             "read": self.read_mb,
-            "preprocess": max(1.2 * one + voxels / 2, 2 * (one + two), 2 * two + 8 * working, 4 * working) + inputs,
+            "preprocess": max(1.2 * one + voxels / 2, 2 * (one + two), 2 * two + 8 * working, 4 * working)
+            + inputs
+            + self.normalise_bytes * voxels,
             "network": masks + working + inputs + (logits if kept_in_ram else 0) + (0 if self.on_gpu else maps),
             "export": masks + inputs + (logits + slab if kept_in_ram else 0),
             "measure": MEASURE_BYTES * voxels,

@@ -9,6 +9,31 @@ from typing import Any
 
 from seg_backbone.errors import CheckpointError
 
+SCHEMES = ("ct", "zscore", "zscore_nonzero", "rescale_to_0_1", "rgb_to_0_1", "none")
+RESAMPLINGS = ("smooth", "nnunet")
+ORIENTATIONS = ("RAS", "file")
+
+
+@dataclass(frozen=True)
+class Channel:
+    """An input channel that is normalised as nnU-Net does it; outside of the scan it is 0.
+
+    name: as in dataset.json ("CT", "T1"). scheme: ct: clipped to [low, high], minus mean, over std, which are those of
+    the training data's foreground. zscore: minus the scan's mean, over its deviation; zscore_nonzero: both inside what
+    is not zero in any channel (holes filled), 0 outside. rescale_to_0_1: the scan's range. rgb_to_0_1: over 255.
+    """
+
+    name: str
+    scheme: str
+    mean: float = 0.0
+    std: float = 1.0
+    low: float = 0.0
+    high: float = 0.0
+
+    def __post_init__(self) -> None:
+        assert self.scheme in SCHEMES, f"a channel's scheme is one of {SCHEMES}"
+        assert self.scheme != "ct" or (self.low < self.high and self.std > 0), "a ct channel needs low, high and std"
+
 
 @dataclass(frozen=True)
 class Roi:
@@ -51,7 +76,8 @@ class Plan:
     """A readable, editable recipe for one segmentation model.
 
     classes: foreground names; the id of classes[n] is n + 1. spacing_mm: working grid, (right, anterior, superior).
-    patch: window in voxels. ct_windows_hu: one input channel each, mapped linearly to [-1, 1] and clipped.
+    patch: window in voxels. ct_windows_hu: one input channel each, mapped linearly to [-1, 1] and clipped; unused where
+    there are `channels`, which are files of their own (CASE_0000, CASE_0001, ...), normalised as nnU-Net does.
     regions: name of a union -> its classes, for what overlaps (whole tumour: core and oedema); trained and scored too.
     trained_on: modality -> classes that were annotated in training scans of it; anything else is untrained.
     minimum_ml: predicted components below this volume are dropped. single: classes that keep only their largest
@@ -59,6 +85,12 @@ class Plan:
     training mirrored, of (right, anterior, superior); mirror_swaps_sides: a mirrored left organ was taught as the right
     one. roi: the low-resolution pass of fast mode; None where it does not pay, or loses what the windows find.
     gate: the classifier of fast mode; None without one.
+
+    What imported models need (seg_backbone.nnunet): orientation: axes the network sees, "RAS" or as in the "file".
+    resampling: "smooth" (see resample.py) or nnU-Net's. crop_nonzero: to the box of what is not zero. painted: of a
+    network trained on regions, the id that each output paints where it is above 0, over what was painted before;
+    without them the outputs are background and the classes, and the largest wins. members: networks whose logits are
+    averaged.
     """
 
     name: str
@@ -67,6 +99,7 @@ class Plan:
     patch: tuple[int, int, int] = (48, 48, 48)
     step: float = 0.5
     ct_windows_hu: tuple[tuple[float, float], ...] = ((-160.0, 240.0), (-1000.0, 1000.0))
+    channels: tuple[Channel, ...] = ()
     network: str = "residual_unet"
     network_options: dict[str, Any] = field(default_factory=dict)
     regions: dict[str, tuple[str, ...]] = field(default_factory=dict)
@@ -77,6 +110,11 @@ class Plan:
     mirror_swaps_sides: bool = True
     roi: Roi | None = None
     gate: GatePlan | None = None
+    orientation: str = "RAS"
+    resampling: str = "smooth"
+    crop_nonzero: bool = False
+    painted: tuple[int, ...] = ()
+    members: int = 1
 
     def __post_init__(self) -> None:
         assert len(set(self.classes)) == len(self.classes) > 0, "class names must differ"
@@ -84,11 +122,25 @@ class Plan:
         assert not set(self.regions) & set(self.classes), "a region has a class's name"
         assert all(s > 0 for s in self.spacing_mm) and 0 < self.step <= 1
         assert set(self.mirror_axes) <= {0, 1, 2}, "mirror_axes are among 0, 1, 2"
+        assert self.orientation in ORIENTATIONS, f"orientation is one of {ORIENTATIONS}"
+        assert self.resampling in RESAMPLINGS, f"resampling is one of {RESAMPLINGS}"
+        assert set(self.painted) <= set(self.labels.values()), "painted are ids of classes"
+        assert self.members >= 1, "members is 1 or more"
 
     @property
     def labels(self) -> dict[str, int]:
         """Class name -> id in the written mask."""
         return {name: number + 1 for number, name in enumerate(self.classes)}
+
+    @property
+    def inputs(self) -> int:
+        """Input channels of the network."""
+        return len(self.channels) or len(self.ct_windows_hu)
+
+    @property
+    def outputs(self) -> int:
+        """Output channels of the network."""
+        return len(self.painted) or len(self.classes) + 1
 
     def to_json(self) -> str:
         """Indented JSON with every field."""
@@ -99,22 +151,24 @@ class Plan:
         return replace(self, **changes)
 
     @staticmethod
+    def of(data: dict[str, Any]) -> Plan:
+        """A plan from what JSON or YAML holds. Raises TypeError, KeyError, AttributeError or AssertionError."""
+        fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
+        fields["ct_windows_hu"] = tuple(tuple(window) for window in fields.get("ct_windows_hu", Plan.ct_windows_hu))
+        fields["channels"] = tuple(Channel(**channel) for channel in fields.get("channels", ()))
+        if roi := fields.get("roi"):
+            fields["roi"] = Roi(**roi | {"stride": tuple(roi["stride"])})
+        if gate := fields.get("gate"):
+            fields["gate"] = GatePlan(**gate | {"ct_windows_hu": tuple(tuple(w) for w in gate["ct_windows_hu"])})
+        for key in ("regions", "trained_on"):
+            fields[key] = {name: tuple(parts) for name, parts in fields.get(key, {}).items()}
+        return Plan(**fields)
+
+    @staticmethod
     def read(path: str | Path) -> Plan:
         """Read plan.json. Raises CheckpointError where a field is unknown, missing or impossible."""
         try:
-            data = json.loads(Path(path).read_text())
-            for key in ("classes", "spacing_mm", "patch", "single"):
-                data[key] = tuple(data[key])
-            data["ct_windows_hu"] = tuple(tuple(window) for window in data["ct_windows_hu"])
-            data["regions"] = {name: tuple(parts) for name, parts in data.get("regions", {}).items()}
-            data["trained_on"] = {modality: tuple(names) for modality, names in data["trained_on"].items()}
-            data["mirror_axes"] = tuple(data.get("mirror_axes", (0,)))
-            if data.get("roi"):
-                data["roi"] = Roi(**data["roi"] | {"stride": tuple(data["roi"]["stride"])})
-            if data.get("gate"):
-                windows = tuple(tuple(window) for window in data["gate"]["ct_windows_hu"])
-                data["gate"] = GatePlan(**data["gate"] | {"ct_windows_hu": windows})
-            return Plan(**data)
+            return Plan.of(json.loads(Path(path).read_text()))
         except (OSError, ValueError, TypeError, KeyError, AttributeError, AssertionError) as error:
             raise CheckpointError(
                 path, "a plan.json", f"{type(error).__name__}: {error}", "fetch the model again"

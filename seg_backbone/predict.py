@@ -22,15 +22,16 @@ from seg_backbone.errors import ConfigError
 from seg_backbone.export import INTERPOLATIONS, argmax_slabs
 from seg_backbone.features import Collector, Features
 from seg_backbone.gate import foreground_probability, gate_input, load_gate
-from seg_backbone.geometry import Grid, to_canonical
+from seg_backbone.geometry import Grid
 from seg_backbone.governor import MB, Budget, Choice, Work, choose, machine_mb, peak_ram_mb, ram_mb, window_mb
 from seg_backbone.intake import as_volume
-from seg_backbone.io import foresee
+from seg_backbone.io import add_channels, foresee
 from seg_backbone.labels import other_side
 from seg_backbone.lesions import Instances, find_instances
 from seg_backbone.plan import Plan, Roi
 from seg_backbone.postprocess import clean
-from seg_backbone.preprocess import preprocess
+from seg_backbone.preprocess import oriented, padding, preprocess, scan_box, separate_axis
+from seg_backbone.resample import SMOOTH, nnunet_filters
 from seg_backbone.runtimes import Forward, Runtimes
 from seg_backbone.skips import (
     Start,
@@ -47,6 +48,7 @@ from seg_backbone.volume import Mask, Volume
 
 FAST_STEP = 0.8  # share of a window between neighbours in fast mode; FLARE's winners use 0.7 to 0.8
 UNKNOWN_WINDOW_BYTES = 3000  # a voxel of the window, before one was run: a U-Net with 64 features at full resolution
+EXACT_BYTES = 40  # a voxel of the scan, while it is resampled as nnU-Net does: float64, twice, and splines
 GPU_BATCH = 4  # windows at once on a GPU; on a CPU more than one gains nothing
 
 
@@ -98,7 +100,7 @@ class Segmenter:
         self.network, self.plan, self.version = network.to(device), plan, version
         self.gate = None if gate is None else gate.to(device)
         self.device = torch.device(device)
-        self.runtimes = Runtimes(self.network, len(plan.ct_windows_hu), plan.patch, runtime, self.device)
+        self.runtimes = Runtimes(self.network, plan.inputs, plan.patch, runtime, self.device)
 
     @staticmethod
     def load(name: str | Path = "default", device: str = "auto", runtime: str = "torch") -> Segmenter:
@@ -128,7 +130,7 @@ class Segmenter:
         verify_skips: bool = False,
         step: float | None = None,
         blending: str = "gaussian",
-        mirror: bool = False,
+        mirror: bool | None = None,
         export: str = "linear",
         roi: bool | None = None,
         gate: bool | None = None,
@@ -140,15 +142,19 @@ class Segmenter:
         then every window is run once, by torch. progress: called with (windows done, all). max_*: see Budget; settings
         are degraded until they fit, and the report says which. verify_skips: also run the skipped windows and say what
         differs. step: share of a window between neighbours, instead of the plan's. blending: see BLENDINGS. mirror:
-        mean over the flips that the model was trained with. export: see `argmax_slabs`. roi: a low-resolution pass says
-        which windows to run; None: in fast mode, where the plan has one and it costs less than half of them. gate: the
-        model's classifier says it too; None: in fast mode, where it has one.
+        mean over the flips that the model was trained with; None: where nnU-Net does so, not in fast mode. export: see
+        `argmax_slabs`. roi: a low-resolution pass says which windows to run; None: in fast mode, where the plan has one
+        and it costs less than half of them. gate: the model's classifier says it too; None: in fast mode, where it has
+        one. Without fast and without caps a model of nnU-Net is run as nnU-Net runs it.
         A scan without any of the classes gives an all-zero mask and no instances.
         Raises ScanError for bad input, ConfigError for settings that do not exist and for caps that are too small,
         naming the smallest that would do.
         """
         clock = Clock()
         usual = FAST_STEP if fast else self.plan.step
+        mirror = self.plan.resampling == "nnunet" and not fast if mirror is None else mirror
+        if self.plan.resampling == "nnunet" and blending == "gaussian":
+            blending = "nnunet"
         settings = Settings(usual if step is None else step, blending, mirror, export, fast, roi, gate)
         budget = Budget(max_ram_mb, max_gpu_mb, max_seconds)
         if gate and self.gate is None:
@@ -157,14 +163,14 @@ class Segmenter:
             raise ConfigError("verify_skips", "no caps", "some", "verify in a run without caps")
         if max_ram_mb and isinstance(scan, str | Path):
             self.foresee(scan, max_ram_mb)
-        volume = as_volume(scan, modality)
+        volume = self._complete(as_volume(scan, modality))
         clock.lap("read")
         runtime = self.runtimes.choose(fast, bool(keep_stages), max_ram_mb is not None)
         choice = Choice(batch=GPU_BATCH if self.device.type == "cuda" and not keep_stages else 1, step=settings.step)
         predicted = None
         why: list[str] = []
         patch, machine = self.plan.patch, self._machine_mb()
-        work = self._work(to_canonical(volume.array, volume.grid)[1], settings)
+        work = self._work(oriented((volume.array,), volume.grid, self.plan)[1], settings)
         if budget.caps() or work.need(choice).excess(budget.with_machine(machine)):
             work = self._survey(work, self._mirrored(runtime.forward, settings), budget, clock)
             choice, need, why = choose(budget, choice, work.need, volume.source, machine)
@@ -175,9 +181,11 @@ class Segmenter:
             if patch != self.plan.patch:
                 runtime = self.runtimes.plain(fast, "windows smaller than the plan's come from torch")
             clock.lap("plan")
-        image, grid = preprocess(
-            volume, self.plan.with_(spacing_mm=tuple(s * choice.coarser for s in self.plan.spacing_mm))
-        )
+        plan = self.plan.with_(spacing_mm=tuple(s * choice.coarser for s in self.plan.spacing_mm))
+        # nnU-Net's own resampling is slow and large: without it where speed or memory is short
+        room = machine["ram_mb"] - ram_mb() > EXACT_BYTES * volume.array.size / MB
+        exact = self.plan.resampling == "nnunet" and not fast and not budget.caps() and room
+        image, grid = preprocess(volume, plan, exact)
         clock.lap("preprocess")
         runtime = self.runtimes.verified(runtime, torch.from_numpy(image), max_ram_mb is not None)
         collector = Collector(self.network, self._mirrored(runtime.forward, settings), grid, keep_stages)
@@ -214,6 +222,7 @@ class Segmenter:
                 "blending": blending,
                 "mirrored": list(self.plan.mirror_axes) if mirror and not keep_stages else [],
                 "export": export,
+                **({"cubic": exact} if self.plan.resampling == "nnunet" else {}),
             },
             "runtime": self.runtimes.report(runtime),
             "windows": collector.count,
@@ -231,6 +240,17 @@ class Segmenter:
         }
         return Segmentation(mask, instances, collector.features(), report)
 
+    def _complete(self, volume: Volume) -> Volume:
+        """The scan with the further channels of a model that sees several, and with the model's modality where that of
+        the scan was only guessed: what nnU-Net trained on knows no other.
+        """
+        if not self.plan.channels:
+            return volume
+        known = list(self.plan.trained_on)
+        if volume.modality_from == "guessed" and len(known) == 1:
+            volume = replace(volume, modality=known[0], modality_from="model")
+        return add_channels(volume, len(self.plan.channels))
+
     def untrained(self, modality: str) -> list[str]:
         """The classes that no training scan of this modality annotated: the mask never holds them."""
         trained = self.plan.trained_on.get(modality, ())
@@ -245,13 +265,13 @@ class Segmenter:
         if known is None:
             return
         grid, scan, reading = known
-        canonical = to_canonical(np.broadcast_to(np.int8(0), grid.shape), grid)[1]
-        work = self._work(canonical, None, scan / MB, reading / MB)
+        turned = oriented((np.broadcast_to(np.int8(0), grid.shape),), grid, self.plan)[1]
+        work = self._work(turned, None, scan / MB, reading / MB)
         choose(Budget(ram_mb=max_ram_mb), Choice(), replace(work, window_mb=0.0).need, str(path))
 
     def _work(self, grid: Grid, settings: Settings | None, scan_mb: float = 0.0, read_mb: float = 0.0) -> Work:
         """What a scan costs, from shapes alone. scan_mb: of a scan that is yet to be read."""
-        channels = len(self.plan.ct_windows_hu)
+        channels = self.plan.inputs
         if self.plan.gate and settings and self._gated(settings):
             channels += len(self.plan.gate.ct_windows_hu)  # the scan is held a second time
         return Work(
@@ -259,7 +279,8 @@ class Segmenter:
             spacing_mm=self.plan.spacing_mm,
             patch=self.plan.patch,
             channels=channels,
-            classes=len(self.plan.classes) + 1,
+            classes=len(self.plan.painted or self.plan.classes) + 1,
+            normalise_bytes=4.0 * self.plan.crop_nonzero,
             window_mb=math.prod(self.plan.patch) * UNKNOWN_WINDOW_BYTES / MB,
             held_ram_mb=ram_mb() + scan_mb,
             held_gpu_mb=self._held_gpu_mb(),
@@ -269,7 +290,7 @@ class Segmenter:
 
     def _survey(self, work: Work, network: Forward, budget: Budget, clock: Clock) -> Work:
         """The work with what one window shows: its memory; for a cap on time the seconds of a window and a slice."""
-        window = torch.zeros((1, len(self.plan.ct_windows_hu), *work.patch), device=self.device)
+        window = torch.zeros((1, self.plan.inputs, *work.patch), device=self.device)
         # first: it also loads kernels, which stay in memory
         each, divisor = window_mb(self.network, window)
         work = replace(work, window_mb=each, divisor=divisor, held_ram_mb=ram_mb(), held_gpu_mb=self._held_gpu_mb())
@@ -332,6 +353,7 @@ class Segmenter:
                 self._excluded(volume),
                 body,
                 _home(choice),
+                padding(self.plan),
             )
             skipped |= dict.fromkeys(left if box is None else windows_without(tiling, box, left), "roi")
             left = [start for start in left if start not in skipped]
@@ -372,15 +394,28 @@ class Segmenter:
             settings.blending,
             skipped,
             _home(choice),
+            padding(self.plan),
         )
         array = np.zeros(volume.grid.shape, dtype=np.uint8)
         percent = np.zeros(volume.grid.shape, dtype=np.uint8)
-        ids, sure = (to_canonical(whole, volume.grid)[0] for whole in (array, percent))  # views
+        (whole, chance), grid = oriented((array, percent), volume.grid, self.plan)  # views
+        box = scan_box(volume, self.plan)
+        ids, sure = whole[box], chance[box]
         source = (int(image.shape[1]), int(image.shape[2]), int(image.shape[3]))
         target = (ids.shape[0], ids.shape[1], ids.shape[2])
         excluded = self._excluded(volume)
+        filters = SMOOTH
+        if self.plan.resampling == "nnunet":
+            filters = nnunet_filters(separate_axis(np.array(self.plan.spacing_mm), tuple(grid.spacing_mm)))
         for place, part, probability in argmax_slabs(
-            clock.alternate(blocks, "network", "export"), source, target, choice.slab, excluded, settings.export
+            clock.alternate(blocks, "network", "export"),
+            source,
+            target,
+            choice.slab,
+            excluded,
+            settings.export,
+            filters,
+            self.plan.painted,
         ):
             ids[place] = part.cpu().numpy()
             sure[place] = (probability * 100).round_().to(torch.uint8).cpu().numpy()

@@ -2,7 +2,8 @@
 
 An array over a physical extent goes to another number of voxels over the SAME extent (outer faces fixed). Along one
 axis that is a small matrix: a tent whose half-width is one output voxel when shrinking (so nothing aliases) and one
-input voxel when growing (plain linear interpolation). Three matrix products resample a volume, on any device.
+input voxel when growing (plain linear interpolation). Three matrix products resample a volume, on any device. Networks
+of nnU-Net know no smoothing: for them an axis is filtered linearly, shrinking or not, or by its nearest voxel.
 """
 
 from __future__ import annotations
@@ -12,13 +13,24 @@ from functools import lru_cache
 import numpy as np
 import torch
 
+Filters = tuple[str, str, str]  # of each axis: "smooth" (the tent above), "linear" or "nearest"
+SMOOTH: Filters = ("smooth", "smooth", "smooth")
+
+
+def nnunet_filters(axis: int | None) -> Filters:
+    """nnU-Net's for logits: linear, along `axis` (see `preprocess.separate_axis`) the nearest."""
+    first, second, third = ("nearest" if axis == each else "linear" for each in range(3))
+    return first, second, third
+
 
 @lru_cache(maxsize=64)
-def linear_weights(source: int, target: int) -> torch.Tensor:
-    """(target, source) float32 rows that sum to one; edges repeat the border voxel."""
+def linear_weights(source: int, target: int, kind: str = "smooth") -> torch.Tensor:
+    """(target, source) float32 rows that sum to one; edges repeat the border voxel. kind: see `Filters`."""
     scale = source / target
+    if kind == "nearest":  # the voxel that holds the centre
+        return torch.eye(source)[((np.arange(target) + 0.5) * scale).astype(np.int64)]
     centre = (np.arange(target) + 0.5) * scale - 0.5
-    reach = max(1.0, scale)
+    reach = max(1.0, scale) if kind == "smooth" else 1.0
     first = np.floor(centre - reach).astype(int)
     weights = np.zeros((target, source))
     for offset in range(int(np.ceil(2 * reach)) + 2):
@@ -28,22 +40,34 @@ def linear_weights(source: int, target: int) -> torch.Tensor:
     return torch.from_numpy((weights / weights.sum(1, keepdims=True)).astype(np.float32))
 
 
-def resample_array(array: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
+def resample_array(
+    array: np.ndarray,
+    shape: tuple[int, int, int],
+    filters: Filters = SMOOTH,
+    limits: tuple[float, float] | None = None,
+) -> np.ndarray:
     """(i, j, k) array of any real dtype -> float32 at `shape`. Shrinks first along the axis that shrinks most.
 
+    filters: of each axis. limits: values are clipped to them first.
     The first product runs slab by slab, so a large int16 scan is never copied whole to float32. The axes are taken in
     the order of memory, the slowest first: a NIfTI scan has i fastest, and copying it turned costs most of the time.
     """
     layout = sorted(range(3), key=lambda axis: -abs(array.strides[axis]))
     if layout != [0, 1, 2]:
-        turned = resample_array(array.transpose(layout), (shape[layout[0]], shape[layout[1]], shape[layout[2]]))
+        first, second, third = layout
+        turned = resample_array(
+            array.transpose(layout),
+            (shape[first], shape[second], shape[third]),
+            (filters[first], filters[second], filters[third]),
+            limits,
+        )
         return np.ascontiguousarray(turned.transpose(np.argsort(layout)))
     order = sorted(range(3), key=lambda axis: shape[axis] / array.shape[axis])
     data: np.ndarray | torch.Tensor = array
     for position, axis in enumerate(order):
         if shape[axis] == data.shape[axis]:
             continue
-        weights = linear_weights(array.shape[axis], shape[axis])
+        weights = linear_weights(array.shape[axis], shape[axis], filters[axis])
         other = 0 if axis != 0 else 1
         size = list(data.shape)
         size[axis] = shape[axis]
@@ -55,9 +79,13 @@ def resample_array(array: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray
             part = data[tuple(window)]
             if isinstance(part, np.ndarray):
                 part = torch.from_numpy(np.ascontiguousarray(part, dtype=np.float32))
+                part = part.clamp(*limits) if limits else part
             out[tuple(window)] = torch.tensordot(weights, part, dims=([1], [axis])).movedim(0, axis)
         data = out
-    return np.ascontiguousarray(data.numpy() if isinstance(data, torch.Tensor) else data, dtype=np.float32)
+    if isinstance(data, torch.Tensor):
+        return np.ascontiguousarray(data.numpy())
+    whole = np.array(data, dtype=np.float32, order="C")
+    return whole.clip(*limits) if limits else whole
 
 
 def resample_labels(array: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:

@@ -124,7 +124,7 @@ def torch_runtime(network: torch.nn.Module, half: bool = False) -> Forward:
 
     def forward(windows: torch.Tensor) -> torch.Tensor:
         with torch.autocast("cuda", torch.float16, enabled=half):
-            return network.decoder(network.encoder(windows)).float()
+            return network(windows).float()
 
     return forward
 

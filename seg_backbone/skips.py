@@ -15,11 +15,13 @@ from scipy.ndimage import binary_fill_holes
 
 from seg_backbone.geometry import Grid
 from seg_backbone.lesions import BODY_FRACTION, BODY_HU, find_instances
-from seg_backbone.plan import Plan, Roi
+from seg_backbone.plan import Channel, Plan, Roi
+from seg_backbone.preprocess import PAD
 from seg_backbone.sliding_window import Network, predict_blocks, window_starts
 from seg_backbone.volume import Mask
 
 CERTIFICATES = ("air", "roi", "gate")
+FAT_HU = -150.0  # the lightest tissue of the body
 Start = tuple[int, ...]
 Place = tuple[slice, ...]
 
@@ -81,7 +83,10 @@ def body_mask(image: np.ndarray, modality: str, plan: Plan) -> np.ndarray | None
     """(channels, i, j, k) preprocessed scan -> (i, j, k) bool, the body with what each axial slice of it encloses.
 
     CT: above -300 HU; None where no channel of the plan can tell. MR: above a tenth of the scan's 99.5th percentile.
+    Channels that are normalised as nnU-Net does: the same of the first one, counted from its least value where not CT.
     """
+    if plan.channels:
+        return _filled(image[0] > limit) if (limit := _body_limit(image[0], plan.channels[0])) is not None else None
     channel, limit = 0, 2 * BODY_FRACTION - 1
     if modality == "CT":
         telling = [n for n, (low, high) in enumerate(plan.ct_windows_hu) if low < BODY_HU < high]
@@ -90,7 +95,20 @@ def body_mask(image: np.ndarray, modality: str, plan: Plan) -> np.ndarray | None
         channel = telling[0]
         low, high = plan.ct_windows_hu[channel]
         limit = 2 * (BODY_HU - low) / (high - low) - 1
-    body = image[channel] > limit
+    return _filled(image[channel] > limit)
+
+
+def _body_limit(image: np.ndarray, channel: Channel) -> float | None:
+    """The normalised value above which is body; None for a CT channel that clips soft tissue away."""
+    if channel.scheme != "ct":
+        least = float(image.min())
+        return least + BODY_FRACTION * (float(np.percentile(image, 99.5)) - least)
+    if channel.low > FAT_HU:
+        return None
+    return (max(BODY_HU, channel.low + 1) - channel.mean) / channel.std
+
+
+def _filled(body: np.ndarray) -> np.ndarray:
     for k in range(body.shape[2]):
         body[..., k] = binary_fill_holes(body[..., k])
     return body
@@ -112,6 +130,7 @@ def region_of_interest(
     excluded: Collection[int] = (),
     body: np.ndarray | None = None,
     keep_on: torch.device | None = None,
+    pad: float = PAD,
 ) -> np.ndarray | None:
     """(i, j, k) bool box around everything that a low-resolution pass may have found; None where it found nothing.
 
@@ -124,7 +143,9 @@ def region_of_interest(
     air = [] if body is None else windows_without(low, body[every], low.starts())
     first, last, done = np.full(3, np.inf), np.full(3, -np.inf), 0
     seen = image[(slice(None), *every)].contiguous()
-    for block in predict_blocks(network, seen, low.patch, low.step, skipped=frozenset(air), keep_on=keep_on):
+    for block in predict_blocks(
+        network, seen, low.patch, low.step, skipped=frozenset(air), keep_on=keep_on, pad=pad
+    ):
         wanted = [number for number in range(len(block)) if number not in excluded]
         found = 1 - block[wanted].float().softmax(0)[0] > roi.threshold
         if found.any():

@@ -35,12 +35,18 @@ def gaussian_window(patch: tuple[int, ...]) -> torch.Tensor:
     return torch.from_numpy(np.maximum(weights / weights.max(), 1e-4).astype(np.float32))
 
 
+def nnunet_window(patch: tuple[int, ...]) -> torch.Tensor:
+    """(*patch) float32: nnU-Net's Gaussian, whose centre is voxel n // 2: half a voxel off where n is even."""
+    axes = [np.exp(-0.5 * ((np.arange(n) - n // 2) / (n / 8)) ** 2) for n in patch]
+    return torch.from_numpy(np.einsum("i,j,k->ijk", *axes).clip(6e-9).astype(np.float32))
+
+
 def uniform_window(patch: tuple[int, ...]) -> torch.Tensor:
     """(*patch) float32 blending weights, all 1: the plain mean of the windows."""
     return torch.ones(patch)
 
 
-BLENDINGS = {"gaussian": gaussian_window, "uniform": uniform_window}
+BLENDINGS = {"gaussian": gaussian_window, "uniform": uniform_window, "nnunet": nnunet_window}
 
 
 def mirrored(forward: Forward, axes: tuple[int, ...], order: list[int] | None = None) -> Forward:
@@ -64,7 +70,9 @@ def mirrored(forward: Forward, axes: tuple[int, ...], order: list[int] | None = 
     return run
 
 
-def pad_to_patch(image: torch.Tensor, patch: tuple[int, ...]) -> tuple[torch.Tensor, tuple[slice, ...]]:
+def pad_to_patch(
+    image: torch.Tensor, patch: tuple[int, ...], pad: float = PAD
+) -> tuple[torch.Tensor, tuple[slice, ...]]:
     """Pad (channels, i, j, k) with air to at least `patch`, evenly; returns it and where the scan lies in it.
 
     A constant channel (the flag of a modality) stays constant, as it does in training windows. What is large enough is
@@ -78,7 +86,7 @@ def pad_to_patch(image: torch.Tensor, patch: tuple[int, ...]) -> tuple[torch.Ten
         widths.append((before, max(0, window - size) - before))
         place.append(slice(before, before + size))
     flat = [n for pair in reversed(widths) for n in pair]
-    padded = F.pad(image, flat, value=PAD)
+    padded = F.pad(image, flat, value=pad)
     for channel, values in zip(padded, image, strict=True):
         if values.min() == values.max():
             channel[:] = values.min()
@@ -106,6 +114,7 @@ def predict_blocks(
     blending: str = "gaussian",
     skipped: Collection[tuple[int, ...]] = (),
     keep_on: torch.device | None = None,
+    pad: float = PAD,
 ) -> Iterator[torch.Tensor]:
     """(channels, i, j, k) float32 -> (classes, i, j, n) logits of overlapping windows, block by block along k.
 
@@ -115,9 +124,9 @@ def predict_blocks(
     after every batch. accumulator: dtype of the sums and of the blocks. blending: see BLENDINGS. skipped: starts, as
     `window_starts` gives them for the padded image, of windows that are not run; a voxel that no window saw is
     background. keep_on: where the sums and the blocks are, if not on the image's device. Where every window is skipped
-    there are no blocks.
+    there are no blocks. pad: see `preprocess.padding`.
     """
-    padded, place = pad_to_patch(image, patch)
+    padded, place = pad_to_patch(image, patch, pad)
     rows, columns, depth = padded.shape[1:]
     home = keep_on or image.device
     weights = BLENDINGS[blending](patch).to(home)

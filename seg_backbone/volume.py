@@ -19,8 +19,9 @@ class Volume:
     """One scan.
 
     array: (i, j, k) int16 or float32; Hounsfield units for CT, arbitrary units for MR. modality: "CT" or "MR".
-    source: the file or folder it came from. modality_from: "given", "header" (of a DICOM file) or "guessed" (see
-    `guess_modality`).
+    source: the file or folder it came from. modality_from: "given", "header" (of a DICOM file), "guessed" (see
+    `guess_modality`) or "model" (which knows one only). others: arrays of the further channels on the same grid, for
+    models that see several.
     """
 
     array: np.ndarray
@@ -28,10 +29,16 @@ class Volume:
     modality: str
     source: str = "array"
     modality_from: str = "given"
+    others: tuple[np.ndarray, ...] = ()
 
     def __post_init__(self) -> None:
-        assert self.array.shape == self.grid.shape, "array and grid differ in shape"
+        assert all(array.shape == self.grid.shape for array in self.channels), "array and grid differ in shape"
         assert self.modality in MODALITIES, self.modality
+
+    @property
+    def channels(self) -> tuple[np.ndarray, ...]:
+        """Every channel's array, the first being `array`."""
+        return (self.array, *self.others)
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,14 +1,26 @@
 """Scans and masks in and out of files."""
 
 from seg_backbone.io.atomic import replacing
-from seg_backbone.io.formats import SUFFIXES, case_name, find_scans, foresee, read_image, read_mask, read_volume
+from seg_backbone.io.formats import (
+    SUFFIXES,
+    add_channels,
+    case_name,
+    find_scans,
+    foresee,
+    further_channel,
+    read_image,
+    read_mask,
+    read_volume,
+)
 from seg_backbone.io.nifti import write_mask, write_volume
 
 __all__ = [
     "SUFFIXES",
+    "add_channels",
     "case_name",
     "find_scans",
     "foresee",
+    "further_channel",
     "read_image",
     "read_mask",
     "read_volume",

@@ -7,13 +7,14 @@ A scan is a NIfTI, NRRD or MetaImage file, a folder or zip of DICOM slices, or o
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
 from seg_backbone.errors import ScanError
 from seg_backbone.geometry import Grid
 from seg_backbone.io.image import Image, to_mask, to_volume
-from seg_backbone.volume import Mask, Volume
+from seg_backbone.volume import Mask, Volume, require_same_grid
 
 # suffix -> the module that reads it; loaded on use
 READERS = {
@@ -55,6 +56,30 @@ def foresee(path: str | Path) -> tuple[Grid, int, int] | None:
 def read_mask(path: str | Path, labels: dict[str, int] | None = None) -> Mask:
     """Read a label map of any format. Values must be whole and not negative. Raises ScanError or LabelError."""
     return to_mask(read_image(path), path, labels)
+
+
+def further_channel(path: Path, number: int) -> Path | None:
+    """The file of another channel of a scan, CASE_0001.nii.gz for CASE_0000.nii.gz; None for any other name."""
+    suffix = _suffix(path)
+    stem = path.name[: len(path.name) - len(suffix)] if suffix else ""
+    return path.with_name(f"{stem[:-5]}_{number:04d}{suffix}") if stem.endswith("_0000") else None
+
+
+def add_channels(volume: Volume, count: int) -> Volume:
+    """A scan that came from CASE_0000 with the channels CASE_0001, ... beside it. Raises ScanError, GridError."""
+    if len(volume.channels) == count:
+        return volume
+    others = []
+    for number in range(1, count):
+        path = further_channel(Path(volume.source), number)
+        if path is None or not path.is_file():
+            expected = f"{count} channels, CASE_0000 to CASE_{count - 1:04d}"
+            found = f"no {path.name}" if path else "one file"
+            raise ScanError(volume.source, expected, found, "put them into one folder and name the first")
+        other = read_volume(path, volume.modality)
+        require_same_grid(volume, other)
+        others.append(other.array)
+    return replace(volume, others=tuple(others))
 
 
 def find_scans(folder: Path) -> tuple[list[Path], list[str]]:

@@ -116,9 +116,7 @@ class SegmentationConfig:
         try:
             data = yaml.safe_load(Path(path).read_text()) | {k: v for k, v in changes.items() if v is not None}
             data.pop("configured", None)  # how `vlm configure` came to this file
-            plan: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data["plan"].items()}
-            plan["regions"] = {name: tuple(parts) for name, parts in plan.get("regions", {}).items()}
-            return SegmentationConfig.parse(data | {"plan": Plan(**plan)})
+            return SegmentationConfig.parse(data | {"plan": Plan.of(data["plan"])})
         except (OSError, TypeError, KeyError, AttributeError, AssertionError, UnicodeError, yaml.YAMLError) as error:
             raise ConfigError(
                 path, "a segmentation training file", f"{error}", "see configs/segmentation.yaml"

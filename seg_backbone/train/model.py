@@ -45,7 +45,7 @@ class Model(nn.Module):
 def build_model(config: SegmentationConfig) -> Model:
     """The model of a configuration with its start weights. Raises ConfigError where those are of another network."""
     plan = config.plan
-    network = build_network(plan.network, len(plan.ct_windows_hu), len(plan.classes) + 1, plan.network_options)
+    network = build_network(plan.network, plan.inputs, plan.outputs, plan.network_options)
     if config.start:
         try:
             network.load_state_dict(load_model(config.start)[0].state_dict())

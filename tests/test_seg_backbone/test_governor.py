@@ -144,6 +144,9 @@ from seg_backbone.plan import Plan
 from seg_backbone.predict import Segmenter
 
 class Bright(torch.nn.Module):
+    def forward(self, x):
+        return self.decoder(self.encoder(x))
+
     def encoder(self, x):
         return [x]
     def decoder(self, maps):

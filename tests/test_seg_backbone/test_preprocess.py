@@ -6,9 +6,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from seg_backbone.errors import ScanError
 from seg_backbone.geometry import Grid
-from seg_backbone.plan import Plan
-from seg_backbone.preprocess import MR_FLAG, PAD, normalise, preprocess
+from seg_backbone.plan import Channel, Plan
+from seg_backbone.preprocess import MR_FLAG, PAD, normalise, padding, preprocess, scan_box, separate_axis
 from seg_backbone.volume import Volume
 
 PLAN = Plan("t", ("tumour",), spacing_mm=(3.0, 3.0, 4.0), ct_windows_hu=((-160.0, 240.0), (-1000.0, 1000.0)))
@@ -75,3 +76,81 @@ def test_the_stored_orientation_changes_nothing(modality):
         image, working = preprocess(Volume(turned, turned_grid, modality), PLAN)
         np.testing.assert_allclose(image, expected, atol=1e-5)
         assert working.same_as(expected_grid, 1e-6)
+
+
+def nnunet(*channels, spacing=(1.0, 1.0, 1.0), **changes):
+    """A plan of channels that are normalised as nnU-Net does."""
+    settings = {"resampling": "nnunet", "crop_nonzero": True, "orientation": "file"} | changes
+    return Plan("t", ("tumour",), spacing_mm=spacing, patch=(8, 8, 8), channels=channels, **settings)
+
+
+def test_nnunets_normalisations_by_hand():
+    array = np.zeros((5, 5, 6), dtype=np.int16)
+    array[1:4, 1:4, 1:5] = np.arange(1, 37).reshape(3, 3, 4)
+    array[2, 2, 2] = 0  # a hole belongs to the inside
+    grid = Grid(array.shape, np.eye(4))
+    schemes = ["ct", "zscore", "zscore_nonzero", "rescale_to_0_1", "rgb_to_0_1", "none"]
+    channels = [Channel(scheme, scheme, mean=10.0, std=2.0, low=5.0, high=20.0) for scheme in schemes]
+    plan = nnunet(*channels)
+    volume = Volume(array, grid, "MR", others=(array,) * 5)
+    assert scan_box(volume, plan) == (slice(1, 4), slice(1, 4), slice(1, 5))
+    inside = array[1:4, 1:4, 1:5].astype(float)
+    z = (inside - inside.mean()) / inside.std()
+    expected = [(inside.clip(5, 20) - 10) / 2, z, z, inside / 36, inside / 255, inside]
+    for exact in (False, True):
+        image, working = preprocess(volume, plan, exact)
+        np.testing.assert_allclose(image, expected, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(working.voxel_to_world(np.zeros(3)), [1, 1, 1])
+    assert padding(plan) == 0
+    # what is not filled stays 0: a corner of the box
+    array[1, 1, 1] = 0
+    image, _ = preprocess(volume, plan)
+    assert image[2, 0, 0, 0] == 0 != image[1, 0, 0, 0]
+    assert (volume.array == array).all(), "the scan is left as it is"
+
+
+def test_clipping_comes_before_resampling():
+    array = np.full((8, 8, 8), 100, dtype=np.int16)
+    array[:4] = -1000
+    volume = Volume(array, Grid(array.shape, np.eye(4)), "CT")
+    plan = nnunet(Channel("CT", "ct", 0.0, 1.0, -100.0, 100.0), spacing=(8 / 5, 1.0, 1.0))
+    image, _ = preprocess(volume, plan)
+    np.testing.assert_allclose(image[0, :, 0, 0], [-100, -100, 0, 100, 100], atol=1e-3)
+
+
+def test_a_coarse_axis_takes_the_nearest_slice():
+    assert separate_axis(np.array([1, 1, 3.0]), (1, 1, 1)) is None
+    assert separate_axis(np.array([1, 1, 3.1]), (1, 1, 1)) == 2
+    assert separate_axis(np.array([1, 1, 1.0]), (4, 1, 1)) == 0
+    assert separate_axis(np.array([4, 1, 4.0]), (1, 9, 1)) is None  # two axes are as coarse, and the scan decides
+    array = np.zeros((6, 6, 4), dtype=np.int16)
+    array[..., 2] = 90
+    volume = Volume(array + 1, Grid(array.shape, np.diag([1, 1, 4.0, 1])), "MR")
+    for exact in (False, True):
+        image, _ = preprocess(volume, nnunet(Channel("T1", "none"), spacing=(1.5, 1.5, 3.0)), exact)
+        assert image.shape == (1, 4, 4, 5)
+        np.testing.assert_allclose(image[0, 0, 0], [1, 1, 91, 91, 1], rtol=1e-5)
+
+
+def test_linear_resampling_commutes_with_what_is_linear():
+    random = np.random.default_rng(0)
+    array = random.integers(1, 900, (12, 11, 10)).astype(np.int16)
+    array[:3] = 0
+    grid = Grid(array.shape, np.diag([1, 2.0, 1.5, 1]))
+    plan = nnunet(Channel("T1", "zscore_nonzero"), spacing=(1.7, 1.6, 1.5), crop_nonzero=False)
+    inside = array > 0
+    values = array[inside]
+    normalised = np.where(inside, (array - values.mean()) / values.std(), 0).astype(np.float32)
+    ours, _ = preprocess(Volume(array, grid, "MR"), plan)
+    theirs, _ = preprocess(Volume(normalised, grid, "MR"), plan.with_(channels=(Channel("T1", "none"),)))
+    np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
+def test_channels_that_are_missing_or_cannot_be():
+    volume = Volume(np.ones((4, 4, 4), dtype=np.int16), Grid((4, 4, 4), np.eye(4)), "MR", "a.nii.gz")
+    with pytest.raises(ScanError, match=r"a.nii.gz: expected 2 channels \(0000 T1, 0001 T2\), found 1"):
+        preprocess(volume, nnunet(Channel("T1", "none"), Channel("T2", "none")))
+    with pytest.raises(AssertionError, match="scheme is one of"):
+        Channel("T1", "min-max")
+    with pytest.raises(AssertionError, match="low, high and std"):
+        Channel("CT", "ct")

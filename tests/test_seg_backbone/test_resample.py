@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from seg_backbone.resample import linear_weights, resample_array, resample_labels
+from seg_backbone.resample import linear_weights, nnunet_filters, resample_array, resample_labels
 
 SIZES = [(1, 1), (1, 5), (5, 1), (6, 6), (4, 8), (8, 4), (7, 10), (10, 7), (97, 13), (13, 97)]
 
@@ -88,3 +88,24 @@ def test_labels_keep_a_box():
     shrunk[1:3, 1:3, 2:4] = 7
     shrunk[0] = 3
     np.testing.assert_array_equal(resample_labels(labels, (4, 4, 4)), shrunk)
+
+
+def test_filters_of_nnunet_do_not_smooth():
+    # shrinking 6 -> 3: between the two middle voxels, or the upper one
+    np.testing.assert_allclose(linear_weights(6, 3, "linear")[1], np.array([0, 0, 1, 1, 0, 0]) / 2, atol=1e-7)
+    np.testing.assert_array_equal(linear_weights(6, 3, "nearest")[1], [0, 0, 0, 1, 0, 0])
+    np.testing.assert_array_equal(linear_weights(2, 3, "nearest"), [[1, 0], [0, 1], [0, 1]])
+    assert nnunet_filters(1) == ("linear", "nearest", "linear")
+    assert nnunet_filters(None) == ("linear", "linear", "linear")
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 2, 0)])
+def test_filters_and_limits_follow_their_axes_in_any_layout(order):
+    array = np.random.default_rng(0).integers(-50, 50, (4, 6, 5)).astype(np.int16)
+    stored = np.ascontiguousarray(array.transpose(order)).transpose(np.argsort(order))
+    filters = ("nearest", "linear", "smooth")
+    weights = [linear_weights(n, m, kind).numpy() for n, m, kind in zip((4, 6, 5), (7, 3, 2), filters, strict=True)]
+    expected = np.einsum("ai,bj,ck,ijk->abc", *weights, array.clip(-20, 30))
+    np.testing.assert_allclose(resample_array(stored, (7, 3, 2), filters, (-20, 30)), expected, atol=1e-4)
+    same = resample_array(stored, (4, 6, 5), filters, (-20, 30))
+    np.testing.assert_array_equal(same, array.clip(-20, 30))

@@ -1,4 +1,4 @@
-"""`vlm model`: the weights that ship, and those that are fetched."""
+"""`vlm model`: the weights that ship, and those that are fetched or imported."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Annotated, Any, NamedTuple
 
 import typer
 
-app = typer.Typer(help="List, show and fetch models.", no_args_is_help=True)
+app = typer.Typer(help="List, show, fetch and import models.", no_args_is_help=True)
 
 # kind -> the file that describes a model of it
 KINDS = {"segmentation": "plan.json", "language": "vlm.json"}
@@ -42,7 +42,7 @@ class Shipped(NamedTuple):
 
 @app.command("list")
 def list_models(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
-    """The models that ship: kind, size, classes and folder."""
+    """The models that ship and those that were imported: kind, size, classes and folder."""
     import json
 
     rows = [model.facts() for model in _shipped()]
@@ -54,7 +54,7 @@ def list_models(as_json: Annotated[bool, typer.Option("--json", help="Print JSON
 
 
 @app.command()
-def show(name: Annotated[str, typer.Argument(help="A model that ships, or a model folder.")]) -> None:
+def show(name: Annotated[str, typer.Argument(help="A model that ships or was imported, or a model folder.")]) -> None:
     """Print the plan or configuration of a model, and its model card."""
     import json
 
@@ -109,15 +109,41 @@ def export(
     from seg_backbone.runtimes import export_onnx
 
     network, plan, version = load_model(name)
-    differs = export_onnx(network, len(plan.ct_windows_hu), plan.patch, plan.to_json(), out)
+    differs = export_onnx(network, plan.inputs, plan.patch, plan.to_json(), out)
     facts = {"model": f"{plan.name}@{version}", "output": str(out), "largest_difference_of_a_logit": differs}
     print(json.dumps(facts, indent=2))
 
 
-def _shipped() -> Iterator[Shipped]:
-    from seg_backbone.checkpoint import SHIPPED
+@app.command("import")
+def import_model(
+    source: Annotated[
+        str, typer.Argument(metavar="nnunet:FOLDER", help="A model folder of nnU-Net v2 (plans.json, fold_0, ...).")
+    ],
+    out: Annotated[
+        str | None, typer.Option("-o", "--out", metavar="NAME|DIR", help="A name for it, or a folder (with a slash).")
+    ] = None,
+    folds: Annotated[
+        str, typer.Option(help="Those to use, as 0,1,2 or all; several are an ensemble. Default: every numbered one.")
+    ] = "",
+) -> None:
+    """Convert a model for `vlm segment --model NAME|DIR` and print its folder. No pickled code is run."""
+    from seg_backbone.checkpoint import imported_models
+    from seg_backbone.errors import ConfigError
+    from seg_backbone.nnunet import import_nnunet, model_folder
 
-    homes = {"segmentation": SHIPPED, "language": Path(__file__).parents[1] / "weights"}
-    for kind, home in homes.items():
+    kind, colon, path = source.partition(":")
+    if kind != "nnunet" or not colon:
+        raise ConfigError("model import", "nnunet:FOLDER", repr(source), "name the kind before the folder")
+    folder = model_folder(Path(path))
+    name = out or f"{folder.resolve().parent.name}-{folder.resolve().name.rpartition('__')[2]}"
+    target = Path(name) if "/" in name or name in (".", "..") else imported_models() / name
+    print(import_nnunet(folder, target, tuple(part.strip() for part in folds.split(",") if part.strip())))
+
+
+def _shipped() -> Iterator[Shipped]:
+    from seg_backbone.checkpoint import SHIPPED, imported_models
+
+    places = (("segmentation", SHIPPED), ("segmentation", imported_models()))
+    for kind, home in (*places, ("language", Path(__file__).parents[1] / "weights")):
         for file in sorted(home.glob(f"*/{KINDS[kind]}")):
             yield Shipped(kind, file.parent)

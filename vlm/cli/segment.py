@@ -21,7 +21,7 @@ Span = tuple[float, float]  # time of day in seconds, start and end
 def segment(
     paths: Annotated[list[Path], typer.Argument(metavar="PATH", help="Scans (see above), or folders of them.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder for CASE.nii.gz and labels.json.")],
-    model: Annotated[str, typer.Option(help="A model that ships, or a model folder.")] = "default",
+    model: Annotated[str, typer.Option(help="A model that ships or was imported, or a model folder.")] = "default",
     fast: Annotated[bool, typer.Option("--fast/--accurate", help="Fewer overlapping windows, none of air.")] = False,
     step: Annotated[
         float | None, typer.Option(help="Share of a window between neighbours, instead of the model's.")
@@ -29,7 +29,10 @@ def segment(
     blending: Annotated[
         Literal["gaussian", "uniform"], typer.Option(help="Weights of overlapping windows.")
     ] = "gaussian",
-    mirror: Annotated[bool, typer.Option("--mirror", help="Mean over the flips of training.")] = False,
+    mirror: Annotated[
+        bool | None,
+        typer.Option("--mirror/--no-mirror", help="Mean over the flips of training; nnU-Net's models do."),
+    ] = None,
     export: Annotated[
         Literal["linear", "nearest"],
         typer.Option(help="nearest: faster; has the steps of the working grid."),
@@ -72,13 +75,17 @@ def segment(
 ) -> None:
     """Segment scans and measure what is found. CASE_0000.nii.gz becomes OUT/CASE.nii.gz.
 
-    A scan is a NIfTI, NRRD or MetaImage file, or a DICOM folder or zip; PATH#UID is one series of several in it.
+    A scan is a NIfTI, NRRD or MetaImage file, or a DICOM folder or zip; PATH#UID is one series of several in it. A
+    model of several channels reads CASE_0001.nii.gz and so on beside CASE_0000.nii.gz.
     """
     import json
     import time
 
     begun = time.time()
-    scans = collect(paths, out)
+    from seg_backbone.checkpoint import PLAN, find_model
+    from seg_backbone.plan import Plan
+
+    scans = collect(paths, out, len(Plan.read(find_model(model) / PLAN).channels))
 
     from seg_backbone.errors import InputError
     from seg_backbone.io import read_volume, replacing, write_mask
@@ -231,14 +238,14 @@ def _spans(start: float, seconds: dict[str, float]) -> dict[str, Span]:
     return spans
 
 
-def collect(paths: list[Path], out: Path) -> dict[str, Path]:
+def collect(paths: list[Path], out: Path, channels: int = 1) -> dict[str, Path]:
     """Case name -> scan, in the order given, folders by name; a folder's other files are named on stderr.
 
-    Raises ScanError for a folder without scans, ConfigError where two scans share a case name or an output would
-    overwrite a scan.
+    channels: of the model; of several, CASE_0001 and so on are no scans beside CASE_0000. Raises ScanError for a folder
+    without scans, ConfigError where two scans share a case name or an output would overwrite a scan.
     """
     from seg_backbone.errors import ConfigError, ScanError
-    from seg_backbone.io import SUFFIXES, case_name, find_scans
+    from seg_backbone.io import SUFFIXES, case_name, find_scans, further_channel
 
     files: list[Path] = []
     for path in paths:
@@ -251,8 +258,9 @@ def collect(paths: list[Path], out: Path) -> dict[str, Path]:
         if others:
             print(f"note: {path}: not scans, left out: {', '.join(others)}", file=sys.stderr)
         files += scans
+    further = {further_channel(scan, number) for scan in files for number in range(1, channels)}
     cases: dict[str, Path] = {}
-    for scan in dict.fromkeys(files):
+    for scan in dict.fromkeys(file for file in files if file not in further):
         case = case_name(scan)
         if case in cases:
             raise ConfigError(scan, "case names that differ", f"{case!r} again, as {cases[case]}", "run them apart")

@@ -26,7 +26,7 @@ class SegmentationEncoder:
     def channels(self) -> tuple[int, int]:
         """Widths of the two stages, seen by running the network on one empty window."""
         plan = self.segmenter.plan
-        window = torch.zeros(1, len(plan.ct_windows_hu), *plan.patch, device=self.segmenter.device)
+        window = torch.zeros(1, plan.inputs, *plan.patch, device=self.segmenter.device)
         with torch.inference_mode():
             maps = self.segmenter.network.encoder(window)
         return maps[VISUAL_STAGE].shape[1], maps[INSTANCE_STAGE].shape[1]
