@@ -143,9 +143,7 @@ def region_of_interest(
     air = [] if body is None else windows_without(low, body[every], low.starts())
     first, last, done = np.full(3, np.inf), np.full(3, -np.inf), 0
     seen = image[(slice(None), *every)].contiguous()
-    for block in predict_blocks(
-        network, seen, low.patch, low.step, skipped=frozenset(air), keep_on=keep_on, pad=pad
-    ):
+    for block in predict_blocks(network, seen, low.patch, low.step, skipped=frozenset(air), keep_on=keep_on, pad=pad):
         wanted = [number for number in range(len(block)) if number not in excluded]
         found = 1 - block[wanted].float().softmax(0)[0] > roi.threshold
         if found.any():
