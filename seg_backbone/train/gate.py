@@ -30,7 +30,7 @@ from seg_backbone.train.optimise import build_optimizer, build_schedule
 from seg_backbone.train.samples import Batches, Sample, Source, ahead
 from seg_backbone.train.state import load_state, save_state
 
-TRIES = 8  # windows drawn in search of one with the label that is wanted
+TRIES = 4  # windows drawn in search of one with the label that is wanted
 VALIDATION_STEP = 0.8  # between the windows that the threshold is chosen on: that of fast mode
 UNKNOWN = -1.0
 
