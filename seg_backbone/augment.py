@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from seg_backbone.cases import TrainingCase
 from seg_backbone.labels import other_side
 from seg_backbone.plan import Plan
-from seg_backbone.preprocess import MR_FLAG, PAD
+from seg_backbone.preprocess import MR_FLAG, PAD, padding
 
 
 @dataclass(frozen=True)
@@ -79,19 +79,22 @@ def draw_window(
     # grid_sample wants (last axis first), scaled so that -1 and 1 are the outer faces
     unit = ((2 * (grid - torch.tensor([part.start for part in box])) + 1) / size - 1).flip(-1)[None]
 
-    image = torch.from_numpy(case.image[(slice(None), *box)].astype(np.float32))[None] - PAD
-    image = F.grid_sample(image, unit, mode="bilinear", padding_mode="zeros", align_corners=False)[0] + PAD
+    pad = padding(plan)
+    image = torch.from_numpy(case.image[(slice(None), *box)].astype(np.float32))[None] - pad
+    image = F.grid_sample(image, unit, mode="bilinear", padding_mode="zeros", align_corners=False)[0] + pad
     codes = torch.from_numpy(case.codes[box].astype(np.float32))[None, None]
     codes = F.grid_sample(codes, unit, mode="nearest", padding_mode="zeros", align_corners=False)[0, 0].byte()
     if augmentation.crop_mm > 0:
         cut = random.uniform(0, augmentation.crop_mm, (2, 3)) * (random.random((2, 3)) < 0.5) / spacing
         lowest, highest = torch.from_numpy(cut[0] - 0.5), torch.from_numpy(shape - 0.5 - cut[1])
         outside = ((grid < lowest) | (grid > highest)).any(dim=-1)
-        image[:, outside] = PAD
+        image[:, outside] = pad
         codes[outside] = 0
     table = torch.from_numpy(case.table)
     if flip:
         codes, table = mirror_codes(codes, plan), mirror_table(table, plan)
+    if plan.channels:
+        return _contrast_of_channels(image, augmentation, random), codes, table
     return _contrast(image, case.files.modality, augmentation, random), codes, table
 
 
@@ -132,26 +135,43 @@ def _contrast(
         first = first + torch.from_numpy(random.standard_normal(first.shape, dtype=np.float32)) * random.uniform(
             0, augmentation.noise
         )
-    first = _degrade(first, modality, augmentation, random)
+    first = _degrade(first, modality == "MR", augmentation, random)
     if modality == "MR":
         image = torch.cat([first, torch.full_like(image[1:], MR_FLAG)])
         return image.clamp(PAD, MR_FLAG)
     return first.clamp(-1.0, 1.0)
 
 
+def _contrast_of_channels(image: torch.Tensor, augmentation: Augmentation, random: np.random.Generator) -> torch.Tensor:
+    """Channels of nnU-Net's normalisations, which have no fixed range: each with a gain and an offset of its own."""
+    for number in range(len(image)):
+        channel = image[number : number + 1]
+        gain, offset = (
+            1 + random.uniform(-1, 1) * augmentation.intensity,
+            random.uniform(-1, 1) * augmentation.intensity,
+        )
+        channel = channel * gain + offset * channel.std()
+        if random.random() < 0.3:
+            noise = torch.from_numpy(random.standard_normal(channel.shape, dtype=np.float32))
+            channel = channel + noise * random.uniform(0, augmentation.noise)
+        image[number] = _degrade(channel, True, augmentation, random)[0]
+    return image
+
+
 def _degrade(
-    image: torch.Tensor, modality: str, augmentation: Augmentation, random: np.random.Generator
+    image: torch.Tensor, shaded: bool, augmentation: Augmentation, random: np.random.Generator
 ) -> torch.Tensor:
-    """Blur, low resolution, contrast, gamma and bias field, by MONAI, on values from PAD upwards."""
+    """Blur, low resolution, contrast, gamma and, where it may be `shaded`, a bias field, by MONAI."""
     chances = (augmentation.blur, augmentation.low_resolution, augmentation.contrast, augmentation.gamma)
     if not any((*chances, augmentation.bias_field)):
         return image
     from monai import transforms
 
-    drawn = random.random(5) < (*chances, augmentation.bias_field if modality == "MR" else 0.0)
+    drawn = random.random(5) < (*chances, augmentation.bias_field if shaded else 0.0)
     state = np.random.RandomState(random.integers(2**32))
     blur, low_resolution, contrast, gamma, bias_field = drawn.tolist()
-    image = image - PAD
+    lowest = image.amin()
+    image = image - lowest
     if blur:
         image = transforms.GaussianSmooth(random.uniform(0.5, 1.0))(image)
     if low_resolution:
@@ -166,7 +186,7 @@ def _degrade(
         shade = transforms.RandBiasField(prob=1.0)
         shade.set_random_state(state=state)
         image = shade(image)
-    return torch.as_tensor(image).as_subclass(torch.Tensor) + PAD
+    return torch.as_tensor(image).as_subclass(torch.Tensor) + lowest
 
 
 def _rotation(angles: np.ndarray) -> np.ndarray:

@@ -21,11 +21,10 @@ from typing import Any
 import numpy as np
 
 from seg_backbone.errors import ConfigError
-from seg_backbone.geometry import to_canonical
-from seg_backbone.io import read_mask, read_volume
+from seg_backbone.io import add_channels, read_mask, read_volume
 from seg_backbone.labels import LESIONS, LabelFile, canonical, read_label_file
 from seg_backbone.plan import Plan
-from seg_backbone.preprocess import preprocess
+from seg_backbone.preprocess import oriented, preprocess, scan_box
 from seg_backbone.resample import resample_labels
 from seg_backbone.volume import Mask, require_same_grid
 
@@ -147,8 +146,11 @@ def read_drawn(files: CaseFiles) -> Mask:
 
 
 def load_case(files: CaseFiles, entry: DatasetEntry, plan: Plan) -> TrainingCase:
-    """Read, resample and encode one case. Raises the errors of the readers, GridError for a mask on another grid."""
+    """Read, resample and encode one case, with as many channels as the plan has. Raises the errors of the readers,
+    GridError for a mask or a channel on another grid."""
     volume = read_volume(files.image, files.modality)
+    if plan.channels:
+        volume = add_channels(volume, plan.inputs)
     image, grid = preprocess(volume, plan)
     code_of, table = encoding(files, entry, plan)
     codes = np.zeros(grid.shape, dtype=np.uint8)
@@ -163,7 +165,8 @@ def load_case(files: CaseFiles, entry: DatasetEntry, plan: Plan) -> TrainingCase
             targets = read_mask(files.image.parent.parent / entry.lesion_free_outside / files.mask.name)
             require_same_grid(volume, targets)
             drawn[(drawn == 0) & (targets.array > 0)] = table.shape[1]
-        codes = resample_labels(to_canonical(drawn, mask.grid)[0], grid.shape)
+        ((drawn,), _) = oriented((drawn,), mask.grid, plan)
+        codes = resample_labels(drawn[scan_box(volume, plan)], grid.shape)
     shown = [code for code in np.unique(codes).tolist() if code in code_of.values() and not table[code, 0]]
     places = {code: np.argwhere(codes == code).astype(np.int16) for code in shown}
     return TrainingCase(files, image.astype(np.float16), codes, table, places)

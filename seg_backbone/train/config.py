@@ -103,6 +103,9 @@ class SegmentationConfig:
     def __post_init__(self) -> None:
         if self.steps < 1 or self.batch < 1 or not self.datasets:
             raise ConfigError("configuration", "steps, batch and datasets", "none of one of them", "add it")
+        if self.plan.painted or self.plan.orientation != "RAS" or self.plan.members > 1:
+            found = "one of an imported model or of an ensemble"
+            raise ConfigError("plan", "a plan that training can fill", found, "start from `vlm configure`")
         for name, allowed in CHOICES.items():
             if (value := getattr(self, name)) not in allowed:
                 raise ConfigError(name, f"one of {', '.join(allowed)}", repr(value), "choose one of them")

@@ -21,8 +21,9 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import gather_object
 
 from seg_backbone.cases import TrainingCase
-from seg_backbone.checkpoint import save_model
+from seg_backbone.checkpoint import load_model, save_model
 from seg_backbone.errors import ConfigError
+from seg_backbone.nets.wrappers import Ensemble
 from seg_backbone.plan import Plan
 from seg_backbone.train.config import SegmentationConfig
 from seg_backbone.train.data import Progress, annotated, build_sources, read_cases
@@ -47,7 +48,8 @@ def train_segmentation(
     """Train and save a model folder under `config.output`/model. Returns that folder.
 
     Beside it: `best`, the model of the highest mean validation Dice; checkpoint.pt; log.jsonl; `cases`, the scans as
-    preprocessed. The members of an ensemble are trained one after the other, each in a folder of its own.
+    preprocessed. The members of an ensemble are trained one after the other, each in a folder of its own, and their
+    weights go into one model whose logits are the mean of theirs.
 
     resume: go on from the checkpoints where there are any. report(row) receives every log row. progress(stage, done,
     total) is for a progress bar. Raises ConfigError for data that is missing, and for a lack of memory.
@@ -68,7 +70,12 @@ def train_segmentation(
         tell = (lambda row, name=name: report({"member": name} | row)) if report else None
         show = (lambda stage, done, of, name=name: progress(f"{name}: {stage}", done, of)) if progress else None
         folders.append(_train(alone, cache, resume, tell, show))
-    return folders[0]
+    members = [load_model(folder) for folder in folders]
+    seen = [plan.trained_on for _, plan, _ in members]
+    classes = {m: {name for trained in seen for name in trained.get(m, ())} for trained in seen for m in trained}
+    trained_on = {m: tuple(name for name in config.plan.classes if name in names) for m, names in classes.items()}
+    plan = config.plan.with_(trained_on=trained_on, members=len(members))
+    return save_model(Ensemble([network for network, _, _ in members]), plan, config.output / "model", half=True)
 
 
 def _train(

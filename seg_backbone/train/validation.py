@@ -9,6 +9,7 @@ import torch
 
 from seg_backbone.cases import TrainingCase
 from seg_backbone.plan import Plan
+from seg_backbone.preprocess import padding
 from seg_backbone.sliding_window import predict_logits
 
 
@@ -24,7 +25,8 @@ def score(network: torch.nn.Module, cases: Sequence[TrainingCase], plan: Plan) -
     scores = []
     for case in cases:
         image = torch.from_numpy(case.image.astype(np.float32))
-        logits = predict_logits(lambda window, _: network(window.to(device)).cpu(), image, plan.patch, step=0.75)
+        run = lambda window, _: network(window.to(device)).cpu()  # noqa: E731
+        logits = predict_logits(run, image, plan.patch, step=0.75, pad=padding(plan))
         predicted = logits.argmax(dim=0).numpy()
         for name, parts in members.items():
             ids = [plan.labels[part] for part in parts]

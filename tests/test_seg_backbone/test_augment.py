@@ -9,7 +9,7 @@ import torch
 
 from seg_backbone.augment import Augmentation, draw_window, mirror_codes, mirror_table
 from seg_backbone.cases import CaseFiles, TrainingCase
-from seg_backbone.plan import Plan
+from seg_backbone.plan import Channel, Plan
 from seg_backbone.preprocess import MR_FLAG, PAD
 
 # odd patches centred on a voxel sample exactly at voxels
@@ -259,3 +259,18 @@ def test_the_field_of_mr_stays_away_from_ct():
     torch.testing.assert_close(
         draw_window(case, PLAN, replace(OFF, bias_field=1.0), np.random.default_rng(3))[0], plain[0]
     )
+
+
+def test_channels_of_their_own_files():
+    """Normalised as nnU-Net does it, so without a range, and air is 0."""
+    plan = PLAN.with_(channels=(Channel("T1", "zscore"), Channel("T2", "zscore")))
+    case = a_case("MR", [(1, (0, 11, 12))])
+    case.image[1] = np.random.default_rng(1).normal(0, 1, SHAPE)
+    image, codes, _ = draw_window(case, plan, OFF, np.random.default_rng(0))
+    for channel, source in zip(image, case.image.astype(np.float32), strict=True):
+        np.testing.assert_allclose(channel, plain_crop(source, (0, 11, 12), PLAN.patch, 0), atol=1e-4)
+    strong = replace(OFF, intensity=0.3, blur=1.0, gamma=1.0)
+    changed, same, _ = draw_window(case, plan, strong, np.random.default_rng(0))
+    assert torch.equal(codes, same)
+    for before, after in zip(image, changed, strict=True):  # changed, and still the same scan
+        assert 0.15 < float(torch.corrcoef(torch.stack([before.flatten(), after.flatten()]))[0, 1]) < 0.9999

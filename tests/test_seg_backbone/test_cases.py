@@ -16,10 +16,10 @@ from seg_backbone.cases import (
     read_split,
     split_cases,
 )
-from seg_backbone.errors import ConfigError, GridError, LabelError
+from seg_backbone.errors import ConfigError, GridError, LabelError, ScanError
 from seg_backbone.geometry import Grid
 from seg_backbone.io import write_mask, write_volume
-from seg_backbone.plan import Plan
+from seg_backbone.plan import Channel, Plan
 from seg_backbone.volume import Mask, Volume
 
 REPOSITORY = Path(__file__).parents[2]
@@ -302,3 +302,28 @@ def test_folds_without_a_file():
     assert fold_split(files_of("a", "a"), 0) == {"validation": []}
     with pytest.raises(ConfigError, match="a fold below 2 for 2 patients"):
         fold_split(files_of("a", "b"), 2)
+
+
+def test_every_channel_of_the_plan_is_read(tmp_path):
+    root = raw(tmp_path)
+    grid, second = Grid(SHAPE, STRAIGHT), np.random.default_rng(5).normal(300, 40, SHAPE).astype(np.float32)
+    plan = PLAN.with_(channels=(Channel("CT", "ct", 10.0, 50.0, -100.0, 200.0), Channel("PET", "zscore")))
+    with pytest.raises(ScanError, match=r"no p_000_0001\.nii\.gz"):
+        load(root, plan)
+    write_volume(Volume(second, grid, "CT"), root / "Dataset001_T" / "imagesTr" / "p_000_0001.nii.gz")
+    case = load(root, plan)
+    assert case.image.shape == (2, *SHAPE)
+    np.testing.assert_allclose(case.image[1], (second - second.mean()) / second.std(), atol=5e-3)
+    assert (case.image[0].min(), case.image[0].max()) == (pytest.approx(-2.2, abs=2e-3), pytest.approx(3.8, abs=4e-3))
+    np.testing.assert_array_equal(case.codes, load(root).codes)
+
+
+def test_codes_follow_the_crop_of_the_image(tmp_path):
+    root = raw(tmp_path)
+    array = np.zeros(SHAPE, np.int16)
+    array[1:6, 2:7, 3:8] = 100 * (1 + drawn()[1:6, 2:7, 3:8].astype(np.int16))
+    path = root / "Dataset001_T" / "imagesTr" / "p_000_0000.nii.gz"
+    write_volume(Volume(array, Grid(SHAPE, STRAIGHT), "CT"), path)
+    case = load(root, PLAN.with_(channels=(Channel("MR", "none"),), crop_nonzero=True))
+    np.testing.assert_array_equal(case.image[0], array[1:6, 2:7, 3:8])
+    np.testing.assert_array_equal(case.codes > 0, case.image[0] > 100)

@@ -23,6 +23,7 @@ from seg_backbone.io import write_mask, write_volume
 from seg_backbone.nets import build_network
 from seg_backbone.plan import Plan
 from seg_backbone.train import SegmentationConfig, train_segmentation
+from seg_backbone.train.config import Member
 from seg_backbone.train.data import build_sources, read_cases
 from seg_backbone.train.model import Model, Output, build_model
 from seg_backbone.train.objective import Step, mask_term, total
@@ -345,6 +346,33 @@ def test_scans_without_masks_teach_what_they_lack_and_nothing_else(data, tmp_pat
     assert larynx > 0 > background == pytest.approx(tumour)  # background or tumour: as likely as before
     background, tumour, larynx = gradients["neither"]
     assert tumour == pytest.approx(larynx) and larynx > 0 > background
+
+
+def test_an_ensemble_of_folds(data, tmp_path):
+    root = shutil.copytree(data, tmp_path / "raw")
+    folds = [{"train": ["p_0", "p_1"], "val": ["p_2"]}, {"train": ["p_2", "p_1"], "val": ["p_0"]}]
+    (root / "D1" / "splits_final.json").write_text(json.dumps(folds))
+    members = (Member(fold=0), Member(fold=1), Member(fold=1, seed=7))
+    told = []
+    config = configuration(root, tmp_path / "run", steps=2, split=None, members=members)
+    config = replace(config, datasets=config.datasets[:1])
+    model = train_segmentation(config, report=told.append)
+    assert [row["member"] for row in told] == ["member 0", "member 1", "member 2"]
+    network, plan, _ = load_model(model)
+    assert (plan.members, plan.trained_on) == (3, {"CT": ("tumour",)})
+    alone = [load_model(tmp_path / "run" / f"member_{n}" / "model")[0] for n in range(3)]
+    image = torch.rand(1, 2, 16, 16, 16)
+    with torch.inference_mode():
+        torch.testing.assert_close(network(image), sum(member(image) for member in alone) / 3)
+    assert len({member.state_dict()["encoder.stem.convs.0.conv.weight"].sum().item() for member in alone}) == 3
+    trained = [path.name for path in (tmp_path / "run" / "cases").iterdir()]
+    assert sorted(trained) == ["D1__p_0", "D1__p_1", "D1__p_2"]  # preprocessed once for all of them
+
+
+def test_plans_that_training_cannot_fill(data, tmp_path):
+    for changes in ({"members": 2}, {"orientation": "file"}, {"painted": (1, 2)}):
+        with pytest.raises(ConfigError, match="plan: expected a plan that training can fill"):
+            configuration(data, tmp_path, plan=PLAN.with_(**changes))
 
 
 def test_a_dataset_without_training_cases(data, tmp_path):
