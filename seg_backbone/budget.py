@@ -27,13 +27,14 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from seg_backbone.cases import CaseFiles
+from seg_backbone.cases import CaseFiles, read_scan
 from seg_backbone.configure import (
     PRESETS,
     Preset,
     Topology,
     encoder_blocks,
     features,
+    normalisation,
     plan_training,
     target_spacing,
 )
@@ -42,9 +43,9 @@ from seg_backbone.export import argmax_slabs
 from seg_backbone.fingerprint import CaseShape, Fingerprint
 from seg_backbone.geometry import to_canonical
 from seg_backbone.governor import MB, ram_mb
-from seg_backbone.io import read_volume
 from seg_backbone.nets import build_network
-from seg_backbone.plan import Plan
+from seg_backbone.nnunet import SCHEMES
+from seg_backbone.plan import Channel, Plan
 from seg_backbone.preprocess import preprocess
 from seg_backbone.sliding_window import pad_to_patch, window_starts, windows
 
@@ -59,6 +60,7 @@ REPEATS = 3  # timed windows; the fastest counts, the others were disturbed
 STEPS = (0.5, 0.6, 0.75)  # of a window between neighbours: nnU-Net's, ours, and the FLARE winners' 0.7 to 0.8
 PATCHES = (1, 2, 4, 8, 16)  # the patch is planned for nnU-Net's training memory divided by these
 SCAN_BYTES = 14  # a voxel of the scan: values (2 to 4), two canonical byte maps, probability (4), mask and a copy
+CHANNEL_BYTES = 4  # of each further channel, a voxel
 WORKSPACE_MB = 40.0  # what the convolutions' library takes for itself, measured with torch 2.13 on a CPU
 CONTEXT_MB = 500.0  # what CUDA takes before the first tensor
 SLAB = 16  # slices that the export holds at once (argmax_slabs)
@@ -128,11 +130,8 @@ class Configured:
 def configure(fingerprint: Fingerprint, files: list[CaseFiles], budget: Budget, name: str) -> Configured:
     """Choose the plan. files: the cases of the dataset, to measure on.
 
-    Raises ConfigError for more than one input channel, and for a budget that no rung keeps, naming what it would cost.
+    Raises ConfigError for a budget that no rung keeps, naming what it would cost.
     """
-    if len(fingerprint.channels) > 1:
-        found = f"{len(fingerprint.channels)} ({', '.join(fingerprint.channels)})"
-        raise ConfigError(fingerprint.dataset, "one input channel", found, "make a dataset of the channel to train on")
     rungs = list(candidates(fingerprint, name))
     by_name = {case.case: case for case in files}
     largest = max(fingerprint.cases, key=lambda case: prod(case.shape))
@@ -194,7 +193,8 @@ def candidates(fingerprint: Fingerprint, name: str) -> Iterator[Plan]:
 
 
 def _plan(fingerprint: Fingerprint, topology: Topology, preset: Preset, step: float, name: str) -> Plan:
-    """A Plan of our residual U-Net. Windows of CT: what the foreground spans, and everything."""
+    """A Plan of our residual U-Net. Windows of CT: what the foreground spans, and everything. Several channels are
+    normalised as nnU-Net does it."""
     stages = max(2, 1 + sum(min(stride) == 2 for stride in topology.strides))
     options = {
         "features": list(features(stages, preset)),
@@ -204,12 +204,23 @@ def _plan(fingerprint: Fingerprint, topology: Topology, preset: Preset, step: fl
     divisor = 2 ** (stages - 1)
     patch = tuple(ceil(n / divisor) * divisor for n in topology.patch)
     plan = Plan(name, fingerprint.classes, topology.spacing_mm, patch, step, network_options=options)
+    if len(fingerprint.channels) > 1:
+        return plan.with_(channels=tuple(_channels(fingerprint)))
     if fingerprint.channels[0].upper() == "CT":
         low, high = fingerprint.intensities[0].percentile_00_5, fingerprint.intensities[0].percentile_99_5
         return plan.with_(
             ct_windows_hu=((float(round(low)), float(max(round(high), round(low) + 1))), (-1000.0, 1000.0))
         )
     return plan
+
+
+def _channels(fingerprint: Fingerprint) -> Iterator[Channel]:
+    rules = zip(fingerprint.channels, normalisation(fingerprint), fingerprint.intensities, strict=True)
+    for name, (scheme, inside), values in rules:
+        ours = SCHEMES[scheme] + ("_nonzero" if inside else "")
+        low, high = values.percentile_00_5, max(values.percentile_99_5, values.percentile_00_5 + 1e-6)
+        of_ct = {"mean": values.mean, "std": max(values.std, 1e-8), "low": low, "high": high}
+        yield Channel(name, ours, **of_ct if ours == "ct" else {})
 
 
 def worst_case(plan: Plan, cases: tuple[CaseShape, ...], machine: Machine, device: str) -> Cost:
@@ -234,7 +245,8 @@ def predict_cost(plan: Plan, case: CaseShape, machine: Machine, device: str) -> 
     whole = (2 * outputs + channels + 1) * padded * 4 / MB
     slab = 3 * outputs * case.shape[0] * case.shape[1] * min(SLAB, case.shape[2]) * 4 / MB
     held = parameters(plan) * 4 / MB + max(window + whole, whole + slab)
-    ram = machine.process_mb + voxels * SCAN_BYTES / MB
+    further = CHANNEL_BYTES * max(0, len(plan.channels) - 1)
+    ram = machine.process_mb + voxels * (SCAN_BYTES + further) / MB
     on_cpu = device == "cpu"
     return Cost(
         case=case.case,
@@ -288,7 +300,7 @@ def calibrate(plan: Plan, files: CaseFiles, device: str) -> Machine:
     """The rates of this machine, from reading one case, one window of a plan on it, and one slab of its export."""
     process_mb = ram_mb()
     started = time.perf_counter()
-    volume = read_volume(files.image, files.modality)
+    volume = read_scan(files, plan)
     image, _ = preprocess(volume, plan)
     read_s = (time.perf_counter() - started) / volume.array.size
     outputs = plan.outputs
@@ -307,7 +319,7 @@ def measure_window(plan: Plan, files: CaseFiles, device: str) -> tuple[float, fl
 
     The first run measures memory and warms up, the fastest of REPEATS more gives the time.
     """
-    image, _ = preprocess(read_volume(files.image, files.modality), plan)
+    image, _ = preprocess(read_scan(files, plan), plan)
     padded, _ = pad_to_patch(torch.from_numpy(image), plan.patch)
     crops = [crop for _, crop in windows(padded, plan.patch, plan.step)]
     window = crops[len(crops) // 2].to(device)

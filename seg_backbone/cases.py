@@ -26,7 +26,7 @@ from seg_backbone.labels import LESIONS, LabelFile, canonical, read_label_file
 from seg_backbone.plan import Plan
 from seg_backbone.preprocess import oriented, preprocess, scan_box
 from seg_backbone.resample import resample_labels
-from seg_backbone.volume import Mask, require_same_grid
+from seg_backbone.volume import Mask, Volume, require_same_grid
 
 FOLDS = 5  # nnU-Net's number
 
@@ -145,12 +145,15 @@ def read_drawn(files: CaseFiles) -> Mask:
     return replace(read_mask(files.mask, files.labels | unsure), labels=files.labels)
 
 
-def load_case(files: CaseFiles, entry: DatasetEntry, plan: Plan) -> TrainingCase:
-    """Read, resample and encode one case, with as many channels as the plan has. Raises the errors of the readers,
-    GridError for a mask or a channel on another grid."""
+def read_scan(files: CaseFiles, plan: Plan) -> Volume:
+    """The scan of a case with the channels that the plan has. Raises the errors of the readers."""
     volume = read_volume(files.image, files.modality)
-    if plan.channels:
-        volume = add_channels(volume, plan.inputs)
+    return add_channels(volume, plan.inputs) if plan.channels else volume
+
+
+def load_case(files: CaseFiles, entry: DatasetEntry, plan: Plan) -> TrainingCase:
+    """Read, resample and encode one case. Raises the errors of the readers, GridError for a mask on another grid."""
+    volume = read_scan(files, plan)
     image, grid = preprocess(volume, plan)
     code_of, table = encoding(files, entry, plan)
     codes = np.zeros(grid.shape, dtype=np.uint8)

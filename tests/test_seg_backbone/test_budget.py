@@ -36,7 +36,7 @@ from seg_backbone.fingerprint import CaseShape, Intensities
 from seg_backbone.geometry import Grid
 from seg_backbone.io import write_volume
 from seg_backbone.nets import build_network
-from seg_backbone.plan import Plan
+from seg_backbone.plan import Channel, Plan
 from seg_backbone.sliding_window import window_starts
 from seg_backbone.volume import Volume
 
@@ -206,9 +206,16 @@ def test_a_budget_that_nothing_keeps(fake):
     assert fake["windows"] == 0
 
 
-def test_two_channels_are_refused(fake):
-    with pytest.raises(ConfigError, match=r"one input channel, found 4 \(FLAIR, T1, T1c, T2\)"):
-        configure(FINGERPRINTS["brain_mr"], FILES, Budget(), "t")
+def test_several_channels_are_normalised_as_nnunet_does(fake):
+    plan = next(candidates(FINGERPRINTS["brain_mr"], "t"))
+    assert [channel.name for channel in plan.channels] == ["FLAIR", "T1", "T1c", "T2"]
+    assert {channel.scheme for channel in plan.channels} <= {"zscore", "zscore_nonzero"}
+    assert plan.inputs == 4
+    hu = Intensities(mean=50, std=20, minimum=-100, percentile_00_5=-80, median=40, percentile_99_5=120, maximum=200)
+    mixed = replace(FINGERPRINTS["brain_mr"], channels=("CT", "noNorm", "PET", "T2"), intensities=(hu,) * 4)
+    first, second, *_ = next(candidates(mixed, "t")).channels
+    assert first == Channel("CT", "ct", 50, 20, -80, 120)
+    assert second == Channel("noNorm", "none")
 
 
 def test_a_window_is_measured(tmp_path):
