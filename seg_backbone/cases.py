@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from seg_backbone.errors import ConfigError
-from seg_backbone.io import add_channels, read_mask, read_volume
+from seg_backbone.io import SUFFIXES, add_channels, read_mask, read_volume
 from seg_backbone.labels import LESIONS, LabelFile, canonical, read_label_file
 from seg_backbone.plan import Plan
 from seg_backbone.preprocess import oriented, preprocess, scan_box
@@ -96,15 +96,15 @@ def list_cases(root: str | Path, dataset: str) -> list[CaseFiles]:
                 raise ConfigError(root / "manifest.jsonl", "JSON with dataset and case", found, "mend it") from None
     description = folder / "dataset.json"
     meaning = read_label_file(description) if description.is_file() else LabelFile({}, {}, {})
-    channel, stated = _described(description)
+    channel, stated, ending = _described(description)
     cases = []
-    for image in sorted((folder / "imagesTr").glob("*_0000.nii.gz")):
-        case = image.name.removesuffix("_0000.nii.gz")
+    for image in sorted((folder / "imagesTr").glob(f"*_0000{ending}")):
+        case = image.name.removesuffix(f"_0000{ending}")
         row = manifest.get((dataset, case), {})
         everywhere = stated if isinstance(stated, list) else stated.get(case, list(meaning.labels))
         annotated = row.get("annotated", everywhere)
         names = [canonical(str(name)) for name in annotated] if isinstance(annotated, list) else []
-        mask = folder / "labelsTr" / f"{case}.nii.gz"
+        mask = folder / "labelsTr" / f"{case}{ending}"
         modality = "CT" if str(row.get("modality", channel)).upper().startswith("CT") else "MR"
         cases.append(
             CaseFiles(
@@ -124,18 +124,20 @@ def list_cases(root: str | Path, dataset: str) -> list[CaseFiles]:
     return cases
 
 
-def _described(path: Path) -> tuple[str, Any]:
-    """Of a dataset.json: the name of channel 0 ("CT", "MR_T1"), by which nnU-Net tells modalities, CT without one; and
-    its `annotated`, a list of classes or case -> list."""
+def _described(path: Path) -> tuple[str, Any, str]:
+    """Of a dataset.json: the name of channel 0 ("CT", "MR_T1"), by which nnU-Net tells modalities, CT without one; its
+    `annotated`, a list of classes or case -> list; and its `file_ending`."""
     if not path.is_file():
-        return "CT", {}
+        return "CT", {}, ".nii.gz"
     data = json.loads(path.read_text(encoding="utf-8"))
     stated = data.get("annotated", {})
     if not isinstance(stated, list) and not (
         isinstance(stated, dict) and all(isinstance(names, list) for names in stated.values())
     ):
         raise ConfigError(path, "`annotated` to be a list of classes, or case -> list", repr(stated), "correct it")
-    return str(data.get("channel_names", {}).get("0", "CT")), stated
+    if (ending := data.get("file_ending", ".nii.gz")) not in SUFFIXES:
+        raise ConfigError(path, f"a `file_ending` among {', '.join(SUFFIXES)}", repr(ending), "convert the files")
+    return str(data.get("channel_names", {}).get("0", "CT")), stated, ending
 
 
 def read_drawn(files: CaseFiles) -> Mask:

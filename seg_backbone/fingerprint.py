@@ -145,7 +145,8 @@ def read_channels(path: str | Path) -> tuple[tuple[str, ...], int]:
 
 def channel_file(image: Path, channel: int) -> Path:
     """The file of another channel of the scan whose channel 0 is `image` (CASE_0000.nii.gz)."""
-    return image.with_name(f"{image.name.removesuffix('_0000.nii.gz')}_{channel:04d}.nii.gz")
+    case, ending = image.name.rsplit("_0000.", 1)
+    return image.with_name(f"{case}_{channel:04d}.{ending}")
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,8 +5,10 @@ import shutil
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 from typer.testing import CliRunner
 
+from seg_backbone.errors import ConfigError
 from seg_backbone.geometry import Grid
 from seg_backbone.io import write_mask, write_volume
 from seg_backbone.volume import Mask, Volume
@@ -182,6 +184,24 @@ def test_training_refuses_before_it_reads(folder, tmp_path):
     assert "c_0001.nii.gz: missing" in result.stderr
     assert "a.nii.gz: expected the grid of" in result.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_other_file_endings(folder):
+    for file in [*folder.glob("*Tr/*")]:
+        image = sitk.ReadImage(str(file))
+        sitk.WriteImage(image, str(file.with_name(file.name.replace(".nii.gz", ".mha"))))
+        file.unlink()
+    describe(folder, file_ending=".mha")
+    assert find_faults(folder) == find_cheap_faults(folder) == []
+    scan(folder, "a")
+    (folder / "labelsTr" / "b.mha").unlink()
+    faults = find_faults(folder)
+    assert len(faults) == 2
+    assert "a_0000.nii.gz: not read, scans are named CASE_0000.mha" in faults[0]
+    assert "b_0000.mha: no mask" in faults[1]
+    describe(folder, file_ending=".png")
+    with pytest.raises(ConfigError, match="a `file_ending` among"):
+        find_faults(folder)
 
 
 def test_unlabelled_scans_and_ignore_labels_are_no_faults(folder):

@@ -14,11 +14,12 @@ from seg_backbone.cases import CaseFiles, list_cases
 from seg_backbone.errors import InputError
 from seg_backbone.fingerprint import channel_file, read_channels
 from seg_backbone.io import read_mask, read_volume
+from seg_backbone.io.nifti import SUFFIXES as NIFTI
 from seg_backbone.io.nifti import read_grid
 from seg_backbone.labels import read_label_file
 from seg_backbone.volume import Mask, Volume, require_same_grid
 
-SCAN = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})\.nii\.gz")
+SCAN = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})(?P<ending>\.[^_]+)")
 
 
 def find_faults(folder: str | Path, progress: Callable[[int, int, str], None] | None = None) -> list[str]:
@@ -84,22 +85,22 @@ def _listed(folder: Path) -> tuple[list[CaseFiles] | None, tuple[str, ...], list
 
 def _file_faults(folder: Path, cases: list[CaseFiles]) -> Iterator[str]:
     """Names and numbers of files that do not fit."""
-    images, masks = folder / "imagesTr", folder / "labelsTr"
+    images, masks, ending = folder / "imagesTr", folder / "labelsTr", _ending(folder)
     known = set()
     for file in sorted(item for item in images.iterdir() if not item.name.startswith(".")):
-        if match := SCAN.fullmatch(file.name):
+        if (match := SCAN.fullmatch(file.name)) and match["ending"] == ending:
             known.add(match["case"])
         else:
-            yield f"{file}: not read, scans are named CASE_0000.nii.gz"
+            yield f"{file}: not read, scans are named CASE_0000{ending}"
     if not known:
-        yield f"{images}: no scans (CASE_0000.nii.gz)"
+        yield f"{images}: no scans (CASE_0000{ending})"
     if len(known) == 1:
         yield f"{images}: a single case, nothing is left to validate on"
     numbered = read_channels(folder / "dataset.json")[1] if (folder / "dataset.json").is_file() else 0
     if numbered and numbered != len(known):
         yield f"{folder / 'dataset.json'}: numTraining is {numbered}, there are {len(known)} cases"
     for mask in sorted(masks.iterdir()) if masks.is_dir() else ():
-        if mask.name.removesuffix(".nii.gz") not in known and not mask.name.startswith("."):
+        if mask.name.removesuffix(ending) not in known and not mask.name.startswith("."):
             yield f"{mask}: a mask without a scan"
     yield from _missing_masks(folder, cases)
 
@@ -114,18 +115,25 @@ def _missing_masks(folder: Path, cases: list[CaseFiles]) -> Iterator[str]:
 
 def _channel_faults(folder: Path, named: int) -> Iterator[str]:
     """Channels that are missing or too many. named: channels in dataset.json, 0 where not known."""
-    images = folder / "imagesTr"
+    images, ending = folder / "imagesTr", _ending(folder)
     channels: dict[str, set[int]] = {}
     for file in sorted(images.iterdir()):
-        if (match := SCAN.fullmatch(file.name)) and not file.name.startswith("."):
+        match = SCAN.fullmatch(file.name)
+        if match and match["ending"] == ending and not file.name.startswith("."):
             channels.setdefault(match["case"], set()).add(int(match["channel"]))
     expected = set(range(named)) or set().union(*channels.values())
     for case, found in channels.items():
         for number in sorted(expected - found):
-            yield f"{channel_file(images / f'{case}_0000.nii.gz', number)}: missing, the case has other channels"
+            yield f"{channel_file(images / f'{case}_0000{ending}', number)}: missing, the case has other channels"
         for number in sorted(found - expected):
-            extra = channel_file(images / f"{case}_0000.nii.gz", number)
+            extra = channel_file(images / f"{case}_0000{ending}", number)
             yield f"{extra}: a channel that dataset.json does not name ({len(expected)} are)"
+
+
+def _ending(folder: Path) -> str:
+    """How the names of the dataset's files end."""
+    path = folder / "dataset.json"
+    return json.loads(path.read_text()).get("file_ending", ".nii.gz") if path.is_file() else ".nii.gz"
 
 
 def _listing_faults(folder: Path, cases: list[CaseFiles]) -> Iterator[str]:
@@ -157,7 +165,9 @@ def _listing_faults(folder: Path, cases: list[CaseFiles]) -> Iterator[str]:
 
 def _header_faults(files: CaseFiles) -> Iterator[str]:
     """Files whose header cannot be read, or that lie on another grid than channel 0."""
-    paths = [*sorted(_channels(files)), *([files.mask] if files.mask else [])]
+    paths = [*_channels(files), *([files.mask] if files.mask else [])]
+    if not files.image.name.endswith(NIFTI):
+        return  # the headers of other formats are not read apart from their voxels
     first: Mask | None = None
     for path in paths:
         try:
