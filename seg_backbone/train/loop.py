@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
-from accelerate.state import AcceleratorState
+from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import gather_object
 
 from seg_backbone.cases import TrainingCase
@@ -70,12 +70,19 @@ def train_segmentation(
         tell = (lambda row, name=name: report({"member": name} | row)) if report else None
         show = (lambda stage, done, of, name=name: progress(f"{name}: {stage}", done, of)) if progress else None
         folders.append(_train(alone, cache, resume, tell, show))
-    members = [load_model(folder) for folder in folders]
-    seen = [plan.trained_on for _, plan, _ in members]
-    classes = {m: {name for trained in seen for name in trained.get(m, ())} for trained in seen for m in trained}
-    trained_on = {m: tuple(name for name in config.plan.classes if name in names) for m, names in classes.items()}
-    plan = config.plan.with_(trained_on=trained_on, members=len(members))
-    return save_model(Ensemble([network for network, _, _ in members]), plan, config.output / "model", half=True)
+    if PartialState().is_main_process:
+        save_ensemble(folders, config.output / "model")
+    PartialState().wait_for_everyone()
+    return config.output / "model"
+
+
+def save_ensemble(folders: Sequence[Path], out: Path) -> Path:
+    """One model folder of several that are alike in all but their weights: the mean of their logits."""
+    networks, plans, _ = zip(*(load_model(folder) for folder in folders), strict=True)
+    trained_on: dict[str, tuple[str, ...]] = {}
+    for modality, names in (item for plan in plans for item in plan.trained_on.items()):
+        trained_on[modality] = tuple(dict.fromkeys((*trained_on.get(modality, ()), *names)))
+    return save_model(Ensemble(networks), plans[0].with_(trained_on=trained_on, members=len(plans)), out, half=True)
 
 
 def _train(
