@@ -269,8 +269,12 @@ def test_channels_of_their_own_files():
     image, codes, _ = draw_window(case, plan, OFF, np.random.default_rng(0))
     for channel, source in zip(image, case.image.astype(np.float32), strict=True):
         np.testing.assert_allclose(channel, plain_crop(source, (0, 11, 12), PLAN.patch, 0), atol=1e-4)
-    strong = replace(OFF, intensity=0.3, blur=1.0, gamma=1.0)
-    changed, same, _ = draw_window(case, plan, strong, np.random.default_rng(0))
+    changed, same, _ = draw_window(case, plan, replace(OFF, intensity=0.3), np.random.default_rng(0))
     assert torch.equal(codes, same)
-    for before, after in zip(image, changed, strict=True):  # changed, and still the same scan
-        assert 0.15 < float(torch.corrcoef(torch.stack([before.flatten(), after.flatten()]))[0, 1]) < 0.9999
+    gains = []
+    for before, after in zip(image, changed, strict=True):  # a gain and an offset each
+        assert float(torch.corrcoef(torch.stack([before.flatten(), after.flatten()]))[0, 1]) > 0.8  # noise may be added
+        gains.append(float(after.std() / before.std()))
+    assert abs(gains[0] - gains[1]) > 1e-3
+    strong = replace(OFF, intensity=0.3, blur=1.0, gamma=1.0, contrast=1.0, low_resolution=1.0, bias_field=1.0)
+    assert all(draw_window(case, plan, strong, np.random.default_rng(n))[0].isfinite().all() for n in range(5))
