@@ -70,12 +70,8 @@ def clustered_samples(clusters: Sequence[str], seed: int, resamples: int) -> Ite
     Nothing for fewer than two clusters.
     """
     _, member, sizes = np.unique(np.asarray(clusters, dtype=str), return_inverse=True, return_counts=True)
-    if len(sizes) < 2:
-        return
     members = np.split(np.argsort(member, kind="stable"), np.cumsum(sizes)[:-1])
-    generator = np.random.default_rng(seed)
-    for _ in range(resamples):
-        drawn = generator.integers(0, len(members), len(members))
+    for drawn in drawn_clusters(len(members), seed, resamples):
         yield np.concatenate([members[one] for one in drawn])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -93,16 +94,14 @@ class Comparison:
                 }
         return changed
 
-    def rows(self) -> list[dict[str, Any]]:
+    def rows(self) -> Iterator[dict[str, Any]]:
         """One row a metric and case, for differences.csv."""
-        rows = []
         for metric, (a, b) in self.scores.values.items():
             for case, cluster, x, y in zip(
                 self.scores.cases, self.scores.clusters, a.tolist(), b.tolist(), strict=True
             ):
                 if not np.isnan(x):
-                    rows.append({"metric": metric, "case": case, "cluster": cluster, "a": x, "b": y})
-        return rows
+                    yield {"metric": metric, "case": case, "cluster": cluster, "a": x, "b": y}
 
     def tables(self) -> list[Table]:
         """One row a metric."""

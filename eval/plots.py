@@ -193,8 +193,7 @@ def risk_coverage(systems: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Figur
     """
     figure, axes = _panel(3.6)
     for name, (coverage, risk) in systems.items():
-        every = np.unique(np.linspace(0, len(coverage) - 1, min(len(coverage), MOST_POINTS)).astype(int))
-        axes.step(coverage[every], risk[every], where="post", label=_short(name))
+        axes.plot(coverage, risk, marker=".", label=_short(name))
     axes.set(xlabel="coverage: questions answered, most confident first", ylabel="risk: 1 - mean score")
     axes.set(xlim=(0, 1.02), ylim=(-0.02, 1.02))
     axes.legend(fontsize=9)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,6 @@ import numpy as np
 from eval import plots
 from eval.answer_file import read_answer_file
 from eval.answers import AnswerResults
-from eval.bootstrap import mean_interval
 from eval.detection import Box
 from eval.jsonl import read_jsonl
 from eval.reading import ABSTAINED, ANSWERED, JUDGED, UNREADABLE, UNSCORED
@@ -32,8 +30,6 @@ Row = dict[str, Any]
 Progress = Callable[[int, int], None]
 
 WORST_OF_TYPE = 4
-STRATA = ("property", "fact", "region", "modality", "dataset", "source", "wording")  # keys of a question
-MOST_STRATA = 30  # different values; a key with more tells cases apart, not kinds
 LEAST_POINTS = 5  # of an agreement plot
 SHOWN = (ANSWERED, UNREADABLE, ABSTAINED, UNSCORED)
 
@@ -53,13 +49,9 @@ def answers_page(results: AnswerResults, pictures: Pictures | None = None, progr
     progress: called with (images done, images).
     """
     asked, answered = results.source["reference"], results.source["answers"]
-    gathered = Gathered(results.name, read_strata(asked))
-    for row in results.rows():
-        gathered.add(row)
-    chosen = [row for rows in gathered.worst.values() for row in rows]
-    wanted = {row["id"] for row in chosen}
+    worst, pairs = gather(results.rows(), results.name)
+    wanted = {row["id"] for row in worst}
     given = read_given(answered, wanted, results.columns)
-    examples = _examples(chosen, read_records(asked, wanted), given, pictures, progress)
     metrics = results.metrics()
     systems = {results.name: metrics, **metrics["compared"]}
     return Page(
@@ -73,64 +65,38 @@ def answers_page(results: AnswerResults, pictures: Pictures | None = None, progr
         ],
         [
             Section("Scores", tables=results.tables(), plots=_score_plots(metrics)),
-            Section(
-                "By stratum",
-                "The mean score of the questions of each kind, each its own share of the type's first figure.",
-                tables=_strata_tables(gathered, results),
-            ),
-            Section("Confidence", plots=_confidence_plots(systems, gathered)),
-            Section("Agreement of numbers", plots=_agreement_plots(gathered)),
+            Section("By property and unit", tables=_parts_tables(metrics)),
+            Section("Confidence", plots=_confidence_plots(systems)),
+            Section("Agreement of numbers", plots=_agreement_plots(pairs)),
             Section(
                 "Worst answers",
                 "Per type the wrong answers given most confidently. Reference in blue, answer in orange, the long axis "
                 "in yellow, on the slice of the evidence.",
-                examples=list(examples),
+                examples=list(_examples(worst, read_records(asked, wanted), given, pictures, progress)),
             ),
         ],
     )
 
 
-class Gathered:
-    """What one pass over the rows of per_case.csv keeps of them, little enough for a million.
+def gather(rows: Iterable[Row], name: str) -> tuple[list[Row], dict[tuple[str, str], array[float]]]:
+    """One pass over the rows of per_case.csv about one system, which keeps little of a million.
 
-    strata: question id -> its value of each key of STRATA. worst: type -> up to WORST_OF_TYPE rows, see `badness`.
-    scores: (key, type, value) -> scores and numbers of the patients. pairs: (type, unit) -> reference and answer in
-    turn. stated: system -> confidence and score in turn. judged: system -> number of questions.
+    Returns up to WORST_OF_TYPE rows a type, the worst by `badness` first, and (type, unit) -> reference and answer in
+    turn of the measured and estimated numbers.
     """
-
-    def __init__(self, name: str, strata: Mapping[str, tuple[str, ...]]) -> None:
-        self.name, self.strata = name, strata
-        self.worst: dict[str, list[Row]] = {}
-        self.scores: dict[tuple[str, str, str], tuple[array[float], array[int]]] = {}
-        self.pairs: dict[tuple[str, str], array[float]] = {}
-        self.stated: dict[str, array[float]] = {}
-        self.judged: Counter[str] = Counter()
-        self._patients: dict[str, int] = {}
-
-    def add(self, row: Row) -> None:
-        """Take in one row; unanswerable questions are passed over."""
-        if row["reference"] == "":
-            return
-        if row["state"] in JUDGED:
-            self.judged[row["system"]] += 1
-            if row["confidence"] != "":
-                self.stated.setdefault(row["system"], array("d")).extend((float(row["confidence"]), row["score"]))
-        if row["system"] != self.name:
-            return
-        if row["state"] in JUDGED:
-            patient = self._patients.setdefault(row["patient"], len(self._patients))
-            for key, value in zip(STRATA, self.strata.get(row["id"], ()), strict=False):
-                if value:
-                    scores, patients = self.scores.setdefault((key, row["type"], value), (array("d"), array("q")))
-                    scores.append(row["score"])
-                    patients.append(patient)
+    worst: dict[str, list[Row]] = {}
+    pairs: dict[tuple[str, str], array[float]] = {}
+    for row in rows:
+        if row["system"] != name or row["reference"] == "":  # of another system, or unanswerable
+            continue
         if row["state"] == ANSWERED and row["type"] in ("measurement", "regression"):
             pair = float(row["reference"]), float(row["prediction"])
-            self.pairs.setdefault((row["type"], row["unit"]), array("d")).extend(pair)
+            pairs.setdefault((row["type"], row["unit"]), array("d")).extend(pair)
         if row["state"] == UNSCORED or (row["state"] in SHOWN and row["score"] < 1):
-            worst = self.worst.setdefault(row["type"], [])
-            if len(worst) < WORST_OF_TYPE or badness(row) < badness(worst[-1]):
-                worst[:] = sorted([*worst, row], key=badness)[:WORST_OF_TYPE]
+            own = worst.setdefault(row["type"], [])
+            if len(own) < WORST_OF_TYPE or badness(row) < badness(own[-1]):
+                own[:] = sorted([*own, row], key=badness)[:WORST_OF_TYPE]
+    return [row for own in worst.values() for row in own], pairs
 
 
 def badness(row: Row) -> tuple[float, ...]:
@@ -139,34 +105,6 @@ def badness(row: Row) -> tuple[float, ...]:
     score = 0.0 if row["state"] == UNSCORED else row["score"]
     confidence = 0.0 if row["confidence"] == "" else float(row["confidence"])
     return SHOWN.index(row["state"]), score, -confidence, -_relative_error(row)
-
-
-def risk_coverage(confidence: np.ndarray, score: np.ndarray, judged: int) -> tuple[np.ndarray, np.ndarray]:
-    """(coverage, risk), (n,) each, of n different confidences: the most confident answers first.
-
-    confidence, score: of the answers that state one. coverage: the share of the judged questions that is answered by
-    then; risk: 1 - their mean score. Answers of one confidence enter together.
-    """
-    order = np.argsort(-confidence, kind="stable")
-    last = np.flatnonzero(np.diff(confidence[order], append=-1.0))
-    count = last + 1.0
-    return count / judged, 1 - np.cumsum(score[order])[last] / count
-
-
-def read_strata(path: str) -> dict[str, tuple[str, ...]]:
-    """Question id -> its value of each key of STRATA, "" where it has none, or where a key has too many values to tell
-    kinds apart."""
-    table: dict[str, tuple[str, ...]] = {}
-    known: dict[tuple[str, ...], tuple[str, ...]] = {}  # questions of one kind share one tuple
-    for question in _lines(path):
-        values = tuple(str(question.get(key) or "") for key in STRATA)
-        table[str(question.get("id"))] = known.setdefault(values, values)
-    kinds = [set(column) - {""} for column in zip(*known, strict=True)]
-    kept = {
-        values: tuple(value if 1 < len(kind) <= MOST_STRATA else "" for value, kind in zip(values, kinds, strict=True))
-        for values in known
-    }
-    return {key: kept[values] for key, values in table.items()}
 
 
 def read_given(path: str, wanted: set[str], columns: Mapping[str, str | None]) -> dict[str, Row]:
@@ -198,51 +136,45 @@ def _score_plots(metrics: Mapping[str, Any]) -> list[Plot]:
     return [Plot("First figure of each type", svg)]
 
 
-def _strata_tables(gathered: Gathered, results: AnswerResults) -> list[Table]:
+def _parts_tables(metrics: Mapping[str, Any]) -> list[Table]:
+    """The first figure of every type for each property and for each unit, this system's alone."""
     tables = []
-    for key in STRATA:
+    for key, title in (("by_group", "property"), ("by_unit", "unit")):
         lines = []
-        for (own_key, kind, value), (scores, patients) in sorted(gathered.scores.items(), key=lambda one: one[0]):
-            if own_key == key:
-                values = np.array(scores)
-                interval = mean_interval(values, np.array(patients), results.seed, results.resamples)
-                lines.append([kind, value, str(len(values)), with_interval(float(values.mean()), interval, 3)])
+        for kind, one in metrics["types"].items():
+            for value, part in one.get(key, {}).items():
+                figure = part["headline"]["figure"]
+                printed = with_interval(part["figures"].get(figure), part["intervals"].get(figure), 3)
+                lines.append([kind, value or "–", figure, str(part["n"]), printed])
         if lines:
-            tables.append(Table(f"By {key}", ["type", key, "n", "mean score"], lines))
+            tables.append(Table(f"By {title}", ["type", title, "figure", "n", "value"], lines))
     return tables
 
 
-def _confidence_plots(systems: Mapping[str, Mapping[str, Any]], gathered: Gathered) -> list[Plot]:
-    bins = {name: one["calibration"]["bins"] for name, one in systems.items() if one.get("calibration")}
+def _confidence_plots(systems: Mapping[str, Mapping[str, Any]]) -> list[Plot]:
+    bins = {name: one["calibration"]["bins"] for name, one in systems.items() if one["calibration"]}
     curves = {
-        name: risk_coverage(np.array(stated[::2]), np.array(stated[1::2]), gathered.judged[name])
-        for name, stated in gathered.stated.items()
+        name: (np.array([point["coverage"] for point in curve]), np.array([point["risk"] for point in curve]))
+        for name, one in systems.items()
+        if (curve := one["abstention"].get("curve"))
     }
     made = []
     if bins:
-        made.append(
-            Plot(
-                "Reliability",
-                plots.inline_svg(plots.reliability(bins)),
-                "On the dashed line, confidence says how often answers are right; the area is the number of answers.",
-            )
-        )
+        svg = plots.inline_svg(plots.reliability(bins))
+        note = "On the dashed line, confidence says how often answers are right; the area is the number of answers."
+        made.append(Plot("Reliability", svg, note))
     if curves:
-        made.append(
-            Plot(
-                "Risk and coverage",
-                plots.inline_svg(plots.risk_coverage(curves)),
-                "What is risked where only the most confident answers are taken; a line ends where no more are given.",
-            )
-        )
+        svg = plots.inline_svg(plots.risk_coverage(curves))
+        note = "What is risked where only the most confident answers are taken; a line ends where no more are given."
+        made.append(Plot("Risk and coverage", svg, note))
     return made
 
 
-def _agreement_plots(gathered: Gathered) -> list[Plot]:
+def _agreement_plots(pairs: Mapping[tuple[str, str], array[float]]) -> list[Plot]:
     """Bland-Altman, one a type and unit with at least LEAST_POINTS answers."""
     made = []
-    for (kind, unit), pairs in sorted(gathered.pairs.items()):
-        reference, prediction = np.array(pairs[::2]), np.array(pairs[1::2])
+    for (kind, unit), values in sorted(pairs.items()):
+        reference, prediction = np.array(values[::2]), np.array(values[1::2])
         if len(reference) >= LEAST_POINTS:
             svg = plots.inline_svg(plots.bland_altman(reference, prediction, unit))
             title = f"{kind.capitalize()}{f', {unit}' if unit else ''}: {len(reference)} answers"

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from eval.report.answers import risk_coverage
+from eval.report.answers import WORST_OF_TYPE, gather
 from eval.report.page import Example, Page, Plot, Section, render
 from eval.report.slices import Folder, View, draw_slice, worst_slice
 from eval.tables import Table
@@ -224,8 +224,31 @@ def test_a_file_is_found_by_its_path_or_by_its_case(folders):
         scans.require("b")
 
 
-def test_risk_and_coverage_by_hand():
-    """Four of five questions answered; the two of one confidence enter together."""
-    coverage, risk = risk_coverage(np.array([0.5, 0.9, 0.5, 0.1]), np.array([0.0, 1.0, 1.0, 0.0]), 5)
-    np.testing.assert_allclose(coverage, [1 / 5, 3 / 5, 4 / 5])
-    np.testing.assert_allclose(risk, [0, 1 / 3, 1 / 2])
+def test_the_most_confident_wrong_answers_come_first_and_a_million_rows_are_not_kept():
+    def row(number, **fields):
+        usual = {
+            "system": "a",
+            "id": str(number),
+            "type": "counting",
+            "state": "answered",
+            "reference": "2",
+            "unit": "",
+        }
+        return {**usual, "prediction": "3", "score": 0.0, "confidence": 0.5, **fields}
+
+    rows = [
+        row(0, state="unreadable", prediction="", confidence=""),
+        row(1, score=1.0, prediction="2", confidence=1.0),
+        row(2, confidence=0.9),
+        row(3, prediction="20"),
+        row(4),
+        row(5, state="unscored", prediction="", score=float("nan"), confidence=""),
+        row(6, system="b", confidence=1.0),
+        row(7, reference="", state="abstained", score=float("nan")),
+        *(row(n, type="measurement", unit="mm", reference="10", score=1.0) for n in (8, 9)),
+    ]
+    worst, pairs = gather(iter(rows), "a")
+    assert [one["id"] for one in worst] == ["2", "3", "4", "0"]
+    assert {key: list(values) for key, values in pairs.items()} == {("measurement", "mm"): [10, 3, 10, 3]}
+    worst, _ = gather((row(n) for n in range(1000)), "a")
+    assert len(worst) == WORST_OF_TYPE
