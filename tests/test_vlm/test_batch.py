@@ -47,7 +47,9 @@ def test_resumes_and_retries(engine: Engine, phantom_files: Path, tmp_path: Path
     assert (first.answered + first.abstained, first.kept, first.unscored) == (2, 0, 0)
     kept = answers.read_text().splitlines()
     answers.write_text("\n".join(kept) + '\n{"id": "2", "ty')  # killed while writing
-    second = run_batch(runner, index_questions(questions), answers)
+    told: list[tuple[int, int]] = []
+    second = run_batch(runner, index_questions(questions), answers, progress=lambda *done: told.append(done))
+    assert told == [(2, 4), (3, 4), (4, 4)]
     assert (second.answered + second.abstained, second.kept, second.unscored) == (1, 2, 1)
     rows = rows_of(answers)
     assert [row["id"] for row in rows] == ["0", "1", "2", "lost"]

@@ -123,6 +123,8 @@ def run_batch(
         finished, saved = False, time.monotonic()
         if manifest:
             manifest.save(out.counts, now)
+        if progress:
+            progress(kept, total)
         try:
             for done, answer in enumerate(runner(questions, left) if left else (), start=kept + 1):
                 out.write(answer)
