@@ -182,7 +182,7 @@ class AnswerResults:
                 scores[kind.place] = np.where(kind.judged, kind.figures.own, np.nan)
             for item, score in zip(results.items, scores.tolist(), strict=True):
                 reference = item.reference
-                yield {
+                row = {
                     "system": name,
                     "id": reference.id,
                     "type": reference.type,
@@ -195,8 +195,10 @@ class AnswerResults:
                     "score": score,
                     "confidence": "" if item.confidence is None else item.confidence,
                     "note": item.note,
-                    **dict(zip(self.strata, reference.strata, strict=True)),
                 }
+                for key, value in zip(self.strata, reference.strata, strict=True):
+                    row.setdefault(key, value)
+                yield row
 
     def tables(self) -> list[Table]:
         """Figures (a row a type and figure, a column a system), counts, confidence, strata, FLARE-MLLM's figures and
@@ -232,9 +234,6 @@ class AnswerResults:
             "headline": _headline(kind, np.ones(len(own), dtype=bool)),
             **self._confidence(kind.confidence, own, kind.judged, kind.answered, kind.clusters),
         }
-        groups = self._parts(kind, [item.reference.group for item in kind.items])
-        if len(groups) > 1:
-            result["by_group"] = groups
         if kind.items[0].reference.type in NUMERIC:
             units = self._parts(kind, [item.reference.unit or "" for item in kind.items])
             if len(units) > 1:

@@ -16,7 +16,8 @@ from seg_backbone.errors import ConfigError, QuestionError
 
 TYPES = ("classification", "multilabel", "counting", "measurement", "regression", "detection", "open")
 NUMERIC = ("counting", "measurement", "regression")
-STRATA = ("region", "source", "modality", "dataset")  # keys of questions that are told apart without being asked to
+# keys of questions that are told apart without being asked to
+STRATA = ("property", "fact", "region", "modality", "dataset", "source", "wording")
 
 
 @dataclass(frozen=True, slots=True)

@@ -64,8 +64,7 @@ def answers_page(results: AnswerResults, pictures: Pictures | None = None, progr
             ("Intervals", f"95 %, {results.resamples} bootstrap samples of whole patients"),
         ],
         [
-            Section("Scores", tables=results.tables(), plots=_score_plots(metrics)),
-            Section("By property and unit", tables=_parts_tables(metrics)),
+            Section("Scores", tables=[*results.tables(), *_unit_tables(metrics)], plots=_score_plots(metrics)),
             Section("Confidence", plots=_confidence_plots(systems)),
             Section("Agreement of numbers", plots=_agreement_plots(pairs)),
             Section(
@@ -136,19 +135,15 @@ def _score_plots(metrics: Mapping[str, Any]) -> list[Plot]:
     return [Plot("First figure of each type", svg)]
 
 
-def _parts_tables(metrics: Mapping[str, Any]) -> list[Table]:
-    """The first figure of every type for each property and for each unit, this system's alone."""
-    tables = []
-    for key, title in (("by_group", "property"), ("by_unit", "unit")):
-        lines = []
-        for kind, one in metrics["types"].items():
-            for value, part in one.get(key, {}).items():
-                figure = part["headline"]["figure"]
-                printed = with_interval(part["figures"].get(figure), part["intervals"].get(figure), 3)
-                lines.append([kind, value or "–", figure, str(part["n"]), printed])
-        if lines:
-            tables.append(Table(f"By {title}", ["type", title, "figure", "n", "value"], lines))
-    return tables
+def _unit_tables(metrics: Mapping[str, Any]) -> list[Table]:
+    """The first figure of every type for each unit, this system's alone; nothing where no type has several."""
+    lines = []
+    for kind, one in metrics["types"].items():
+        for unit, part in one.get("by_unit", {}).items():
+            figure = part["headline"]["figure"]
+            printed = with_interval(part["figures"].get(figure), part["intervals"].get(figure), 3)
+            lines.append([kind, unit or "–", figure, str(part["n"]), printed])
+    return [Table("By unit", ["type", "unit", "figure", "n", "value"], lines)] if lines else []
 
 
 def _confidence_plots(systems: Mapping[str, Mapping[str, Any]]) -> list[Plot]:

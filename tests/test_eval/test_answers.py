@@ -184,7 +184,8 @@ def test_bootstrap_draws_patients_and_repeats_itself(scored):
 
 def test_groups(scored):
     questions = [{"type": "counting", "answer": 1, "property": name} for name in ("a", "a", "b")]
-    groups = scored(questions, [{"value": 1}, {"value": 2}, {"value": 1}]).metrics()["types"]["counting"]["by_group"]
+    results = scored(questions, [{"value": 1}, {"value": 2}, {"value": 1}])
+    groups = results.metrics()["types"]["counting"]["by"]["property"]
     assert {name: group["headline"]["judged"] for name, group in groups.items()} == {"a": 0.5, "b": 1.0}
 
 

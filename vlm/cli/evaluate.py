@@ -50,7 +50,7 @@ def answers(
     by: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="KEY", help="Key of the questions to tell apart, beside region, source, modality, dataset."
+            metavar="KEY", help="Key of the questions to tell apart, beside property, region, modality, source, ..."
         ),
     ] = None,
     id_column: Annotated[str | None, typer.Option(help="Column of the ids; else found by name (id, uid, ...).")] = None,
