@@ -75,8 +75,8 @@ def test_every_rung_is_a_plan_that_the_network_takes(name):
 def test_the_smallest_rung_computes(name):
     plan = min(candidates(FINGERPRINTS[name], "t"), key=lambda plan: prod(plan.patch))
     with torch.device("meta"):  # shapes only
-        network = build_network(plan.network, 2, len(plan.classes) + 1, plan.network_options)
-        output = network(torch.zeros(1, 2, *plan.patch))
+        network = build_network(plan.network, plan.inputs, len(plan.classes) + 1, plan.network_options)
+        output = network(torch.zeros(1, plan.inputs, *plan.patch))
     assert output.shape == (1, len(plan.classes) + 1, *plan.patch)
     assert parameters(plan) == sum(weights.numel() for weights in network.parameters())
 
