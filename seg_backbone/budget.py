@@ -14,6 +14,7 @@ memory of measuring what was found are not in it.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -46,7 +47,7 @@ from seg_backbone.governor import MB, ram_mb
 from seg_backbone.nets import build_network
 from seg_backbone.nnunet import SCHEMES
 from seg_backbone.plan import Channel, Plan
-from seg_backbone.preprocess import preprocess
+from seg_backbone.preprocess import padding, preprocess
 from seg_backbone.sliding_window import pad_to_patch, window_starts, windows
 
 FAMILY = PRESETS["resenc_m"]
@@ -55,7 +56,6 @@ NARROW_BLOCKS = (1, 2)  # encoder blocks of every width but the first, the last 
 RUNGS = 3  # spacings a width
 COARSER = 1.1  # spacing of a rung over that of the rung above
 COARSEST_MM = 6.0  # the finest axis is not coarsened beyond it; only the width goes on down
-ALIKE = 1.9  # coarsest over finest axis at most: below 2, where nnU-Net's rule starts to halve axes together
 REPEATS = 3  # timed windows; the fastest counts, the others were disturbed
 STEPS = (0.5, 0.6, 0.75)  # of a window between neighbours: nnU-Net's, ours, and the FLARE winners' 0.7 to 0.8
 PATCHES = (1, 2, 4, 8, 16)  # the patch is planned for nnU-Net's training memory divided by these
@@ -170,18 +170,16 @@ def _words(budget: Budget) -> str:
 def candidates(fingerprint: Fingerprint, name: str) -> Iterator[Plan]:
     """Plans from nnU-Net's target spacing and width downwards; at each rung larger steps, then smaller patches.
 
-    The networks here halve all axes together, so the spacing starts where no axis is nearly twice as coarse as another,
-    and a stage is made only where nnU-Net's rule would halve all three.
+    Strides and kernels are nnU-Net's for each axis. The finest axes are coarsened first, until all are alike.
     """
     start = target_spacing(fingerprint)
-    start = np.maximum(start, start.max() / ALIKE)
     coarsest = max(1.0, COARSEST_MM / start.min())
     last = max(RUNGS * len(WIDTHS) - 1, ceil(log(coarsest, COARSER)))  # both the narrowest and the coarsest
     seen = set()
     for rung in range(last + 1):
         width = WIDTHS[min(rung // RUNGS, len(WIDTHS) - 1)]
         blocks = FAMILY.encoder if width == WIDTHS[0] else NARROW_BLOCKS
-        spacing = start * min(COARSER**rung, coarsest)
+        spacing = np.maximum(start, start.min() * min(COARSER**rung, coarsest))
         rounded = np.array([float(f"{step:.3g}") for step in spacing])
         for part in PATCHES:
             preset = replace(FAMILY, features=width, encoder=blocks, reference=FAMILY.reference / part)
@@ -193,17 +191,27 @@ def candidates(fingerprint: Fingerprint, name: str) -> Iterator[Plan]:
 
 
 def _plan(fingerprint: Fingerprint, topology: Topology, preset: Preset, step: float, name: str) -> Plan:
-    """A Plan of our residual U-Net. Windows of CT: what the foreground spans, and everything. Several channels are
-    normalised as nnU-Net does it."""
-    stages = max(2, 1 + sum(min(stride) == 2 for stride in topology.strides))
+    """A Plan of the residual-encoder U-Net, of two stages or more.
+
+    Several channels are normalised as nnU-Net does. One is seen through HU windows: what the foreground spans, and
+    everything.
+    """
+    strides, kernels = list(topology.strides), list(topology.kernels)
+    if len(strides) == 1:
+        strides, kernels = [strides[0], (2, 2, 2)], [(3, 3, 3), (3, 3, 3)]
+    stages = len(strides)
     options = {
         "features": list(features(stages, preset)),
         "blocks": list(encoder_blocks(stages, preset)),
-        "strides": [1, *[2] * (stages - 1)],
+        "strides": [list(stride) for stride in strides],
+        "kernels": [list(kernel) for kernel in kernels],
     }
-    divisor = 2 ** (stages - 1)
-    patch = tuple(ceil(n / divisor) * divisor for n in topology.patch)
-    plan = Plan(name, fingerprint.classes, topology.spacing_mm, patch, step, network_options=options)
+    divisor = [prod(stride[axis] for stride in strides) for axis in range(3)]
+    first, second, third = (ceil(n / d) * d for n, d in zip(topology.patch, divisor, strict=True))
+    patch = (first, second, third)
+    plan = Plan(
+        name, fingerprint.classes, topology.spacing_mm, patch, step, network="resenc_unet", network_options=options
+    )
     if len(fingerprint.channels) > 1:
         return plan.with_(channels=tuple(_channels(fingerprint)))
     if fingerprint.channels[0].upper() == "CT":
@@ -266,7 +274,9 @@ def window_values(plan: Plan) -> float:
     of the convolution, the output of that and of its norm, see nets/dynamic_unet.py. Measured: 0.9 to 1.2 times that.
     """
     widths, voxels = plan.network_options["features"], prod(plan.patch)
-    skips = sum(width / 8**stage for stage, width in enumerate(widths))
+    strides = plan.network_options["strides"]
+    shrunk = np.cumprod([prod(stride) if isinstance(stride, list) else stride**3 for stride in strides])
+    skips = sum(width / share for width, share in zip(widths, shrunk, strict=True))
     outputs = plan.outputs
     return voxels * (plan.inputs + max(skips + 6 * widths[0], skips + widths[0] + outputs, 2 * outputs))
 
@@ -281,16 +291,14 @@ def parameters(plan: Plan) -> int:
     return _count(plan.network, plan.inputs, plan.outputs, _freeze(plan), plan.patch)[1]
 
 
-def _freeze(plan: Plan) -> tuple[tuple[str, tuple[int, ...]], ...]:
-    return tuple((key, tuple(value)) for key, value in plan.network_options.items())
+def _freeze(plan: Plan) -> str:
+    return json.dumps(plan.network_options)
 
 
 @lru_cache(maxsize=256)
-def _count(
-    network: str, channels: int, outputs: int, options: tuple[tuple[str, tuple[int, ...]], ...], patch: tuple[int, ...]
-) -> tuple[int, int]:
+def _count(network: str, channels: int, outputs: int, options: str, patch: tuple[int, ...]) -> tuple[int, int]:
     with torch.device("meta"):  # shapes only: nothing is computed
-        built = build_network(network, channels, outputs, dict(options))
+        built = build_network(network, channels, outputs, json.loads(options))
         with FlopCounterMode(display=False) as counter, torch.inference_mode():
             built(torch.empty((1, channels, *patch)))
     return counter.get_total_flops(), sum(weights.numel() for weights in built.parameters())
@@ -320,7 +328,7 @@ def measure_window(plan: Plan, files: CaseFiles, device: str) -> tuple[float, fl
     The first run measures memory and warms up, the fastest of REPEATS more gives the time.
     """
     image, _ = preprocess(read_scan(files, plan), plan)
-    padded, _ = pad_to_patch(torch.from_numpy(image), plan.patch)
+    padded, _ = pad_to_patch(torch.from_numpy(image), plan.patch, padding(plan))
     crops = [crop for _, crop in windows(padded, plan.patch, plan.step)]
     window = crops[len(crops) // 2].to(device)
     network = build_network(plan.network, plan.inputs, plan.outputs, plan.network_options)
