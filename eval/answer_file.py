@@ -11,7 +11,7 @@ import csv
 import json
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -29,19 +29,20 @@ RECORD_KEYS = ("answers", "predictions", "results", "data", "items")  # where a 
 
 
 def read_answer_file(
-    path: str | Path, id_column: str | None = None, text_column: str | None = None
+    path: str | Path, id_column: str | None = None, text_column: str | None = None, holding: Collection[str] = ()
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """(place, answer) in the file's order; place is "line 12" or "record 12", the answer has `id` and, where the file
     has texts, `text`, beside all its other keys.
 
-    id_column, text_column: names that overrule the usual ones. Raises QuestionError: no such file, a suffix other than
+    id_column, text_column: names that overrule the usual ones. holding: as in `read_jsonl`.
+    Raises QuestionError: no such file, a suffix other than
     .jsonl, .ndjson, .json, .csv or .tsv, not UTF-8, broken lines, a row with more cells than columns, no column of ids
     or of answers (naming those found), an answer without id.
     """
     path = Path(path)
     table = path.suffix.lower() in (".csv", ".tsv")
     known: dict[tuple[str, ...], dict[str, str]] = {}
-    for place, record in _records(path):
+    for place, record in _records(path, holding):
         columns = known.get(names := tuple(record))
         if columns is None:
             where = str(path) if table else f"{path}, {place}"
@@ -56,7 +57,7 @@ def read_answer_file(
         yield place, answer
 
 
-def _records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def _records(path: Path, holding: Collection[str]) -> Iterator[tuple[str, dict[str, Any]]]:
     suffix = path.suffix.lower()
     if not path.is_file():
         raise QuestionError(path, "a file of answers", "no such file", "check the path")
@@ -65,7 +66,7 @@ def _records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     if suffix == ".json":
         return _json(path)
     if suffix in (".jsonl", ".ndjson"):
-        return ((f"line {number}", record) for number, record in read_jsonl(path))
+        return ((f"line {number}", record) for number, record in read_jsonl(path, holding))
     raise QuestionError(path, "a .jsonl, .json, .csv or .tsv file", repr(suffix), "convert or rename it")
 
 

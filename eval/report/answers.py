@@ -106,20 +106,20 @@ def badness(row: Row) -> tuple[float, ...]:
     return SHOWN.index(row["state"]), score, -confidence, -_relative_error(row)
 
 
-def read_given(path: str, wanted: set[str], columns: Mapping[str, str | None]) -> dict[str, Row]:
+def read_given(path: str, wanted: set[str], columns: tuple[str | None, str | None]) -> dict[str, Row]:
     """The answers wanted, by id, the last of several; nothing where they did not come from a file.
 
     columns: those of `read_answer_file`.
     """
     if not Path(path).is_file():
         return {}
-    answers = (answer for _, answer in read_answer_file(path, **columns))
+    answers = (answer for _, answer in read_answer_file(path, *columns, holding=wanted))
     return {str(answer["id"]): answer for answer in answers if str(answer["id"]) in wanted}
 
 
 def read_records(path: str, wanted: set[str]) -> dict[str, Row]:
     """The questions wanted, by id; nothing where they did not come from a file."""
-    return {str(record.get("id")): record for record in _lines(path) if str(record.get("id")) in wanted}
+    return {str(record.get("id")): record for record in _lines(path, wanted) if str(record.get("id")) in wanted}
 
 
 def _score_plots(metrics: Mapping[str, Any]) -> list[Plot]:
@@ -316,10 +316,10 @@ def _evidence(one: Row) -> str:
     return ", ".join(filter(None, parts))
 
 
-def _lines(path: str) -> Iterator[Row]:
-    """The objects of a JSON-lines file; nothing where it is no file."""
+def _lines(path: str, holding: set[str]) -> Iterator[Row]:
+    """The objects of a JSON-lines file that hold one of the words; nothing where it is no file."""
     if Path(path).is_file():
-        yield from (record for _, record in read_jsonl(path))
+        yield from (record for _, record in read_jsonl(path, holding))
 
 
 def _dicts(value: Any) -> list[Row]:
