@@ -7,8 +7,11 @@ dropped where the two disagree.
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import os
+import sys
+import threading
 import warnings
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
@@ -190,11 +193,34 @@ def openvino_runtime(
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
     }
     compiled = core.compile_model(model, "CPU", options)
+    _keep_signal_stack()
 
     def forward(windows: torch.Tensor) -> torch.Tensor:
         return torch.from_numpy(np.concatenate([compiled(window[None].numpy())[0] for window in windows]))
 
     return forward
+
+
+class _SignalStack(ctypes.Structure):
+    """C's stack_t."""
+
+    _fields_ = (("base", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t))
+
+
+_ROOM = threading.local()
+
+
+def _keep_signal_stack() -> None:
+    """Give this thread a signal stack that lives as long as the thread.
+
+    OpenVINO's plugin sets one of its own with every model, and when a model goes it puts back the one before, though
+    that may have gone already: the next signal that Python handles (Ctrl-C, the end of a worker process) would then
+    end the process with a segmentation fault.
+    """
+    if sys.platform == "linux":
+        _ROOM.stack = ctypes.create_string_buffer(1 << 18)
+        ours = _SignalStack(ctypes.addressof(_ROOM.stack), 0, len(_ROOM.stack))
+        ctypes.CDLL(None).sigaltstack(ctypes.byref(ours), None)
 
 
 def kept_model(

@@ -1,6 +1,7 @@
 """Runtimes: each says what torch says, is made once, and is dropped where it drifts; ONNX leaves the house."""
 
 import json
+import subprocess
 import sys
 
 import numpy as np
@@ -140,6 +141,25 @@ def test_torch_compile_is_given_the_network(monkeypatch):
     assert given == [{"dynamic": False}]
     assert found.report["runtime"]["used"] == "compile"
     assert found.report["runtime"]["drift"]["compile"] == {"dice": 1.0, "largest_difference": 0.0, "windows": 1}
+
+
+@needs_openvino
+def test_signals_are_survived_beside_openvino(home):
+    """A model that goes before a younger one leaves OpenVINO with a signal stack that is freed."""
+    code = """if True:
+        import signal
+        import torch
+        from seg_backbone.runtimes import openvino_runtime
+        network = torch.nn.Conv3d(2, 3, 3, padding=1).eval()
+        first, second = (openvino_runtime(network, 2, (16, 16, 16)) for _ in range(2))
+        signal.signal(signal.SIGUSR1, lambda number, frame: print("handled"))
+        del first
+        signal.raise_signal(signal.SIGUSR1)
+        del second
+        signal.raise_signal(signal.SIGUSR1)
+    """
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "handled\nhandled\n"), done.stderr
 
 
 @needs_openvino
