@@ -177,29 +177,38 @@ class AnswerResults:
     def rows(self) -> Iterator[dict[str, Any]]:
         """One row a question and system, for per_case.csv. `score` is the question's own share of the headline, 0..1;
         NaN where the question is outside the figures."""
-        for name, results in {self.name: self, **self.compared}.items():
-            scores = np.full(len(results.items), np.nan)
-            for kind in results.kinds.values():
-                scores[kind.place] = np.where(kind.judged, kind.figures.own, np.nan)
-            for item, score in zip(results.items, scores.tolist(), strict=True):
-                reference = item.reference
-                row = {
-                    "system": name,
-                    "id": reference.id,
-                    "type": reference.type,
-                    "group": reference.group,
-                    "patient": reference.cluster,
-                    "state": item.state,
-                    "reference": _printed(reference.answer),
-                    "prediction": _printed(item.prediction),
-                    "unit": reference.unit or "",
-                    "score": score,
-                    "confidence": "" if item.confidence is None else item.confidence,
-                    "note": item.note,
-                }
-                for key, value in zip(self.strata, reference.strata, strict=True):
-                    row.setdefault(key, value)
-                yield row
+        for results in (self, *self.compared.values()):
+            yield from map(results.row, range(len(results.items)))
+
+    def row(self, place: int) -> dict[str, Any]:
+        """The row of one item."""
+        item, score = self.items[place], self.scores[place]
+        reference = item.reference
+        row = {
+            "system": self.name,
+            "id": reference.id,
+            "type": reference.type,
+            "group": reference.group,
+            "patient": reference.cluster,
+            "state": item.state,
+            "reference": _printed(reference.answer),
+            "prediction": _printed(item.prediction),
+            "unit": reference.unit or "",
+            "score": score,
+            "confidence": "" if item.confidence is None else item.confidence,
+            "note": item.note,
+        }
+        for key, value in zip(self.strata, reference.strata, strict=True):
+            row.setdefault(key, value)
+        return row
+
+    @cached_property
+    def scores(self) -> list[float]:
+        """Every item's share of its type's headline, 0..1; NaN where the question is outside the figures."""
+        scores = np.full(len(self.items), np.nan)
+        for kind in self.kinds.values():
+            scores[kind.place] = np.where(kind.judged, kind.figures.own, np.nan)
+        return scores.tolist()
 
     def tables(self) -> list[Table]:
         """Figures (a row a type and figure, a column a system), counts, confidence, strata, FLARE-MLLM's figures and

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from scipy import sparse
@@ -80,11 +81,13 @@ class Pooled:
     """Figures that depend on the items only through sums over them, so that patients are drawn again by one product.
 
     contributions: (n, k) sparse, what each item adds to each of k sums. figures: (k, b) sums of b samples -> name ->
-    (b,) values, NaN where one is undefined.
+    (b,) values, NaN where one is undefined. coarse: the same from fewer sums, as good as exact for an interval, where
+    the sums are very many.
     """
 
     contributions: sparse.csr_array
     figures: Callable[[np.ndarray], dict[str, np.ndarray]]
+    coarse: Pooled | None = None
 
 
 def pooled_values(families: Sequence[Pooled], chosen: np.ndarray) -> dict[str, float]:
@@ -114,10 +117,10 @@ def pooled_intervals(
     count = len(names)
     if count < 2 or not families:
         return {}
-    generator = np.random.default_rng(seed)
     if count > DRAWN:
-        own = generator.permutation(count)[own] % DRAWN
+        own = np.random.default_rng(seed).permutation(count)[own] % DRAWN
         count = DRAWN
+    families = [family.coarse or family for family in families]
     rows = np.flatnonzero(chosen)
     membership = sparse.csr_array((np.ones(len(rows)), (own, rows)), shape=(count, len(chosen)))
     summed = [(membership @ family.contributions).T.tocsr() for family in families]  # (k, clusters)
@@ -125,13 +128,18 @@ def pooled_intervals(
     batch = max(1, min(resamples, BATCH // widest))
     samples: dict[str, list[np.ndarray]] = {}
     for start in range(0, resamples, batch):
-        size = min(batch, resamples - start)
-        drawn = size * generator.integers(0, count, (count, size)) + np.arange(size)
-        times = np.bincount(drawn.ravel(), minlength=count * size).reshape(count, size).astype(float)
+        times = _times_drawn(count, min(batch, resamples - start), seed, start)
         for family, one in zip(families, summed, strict=True):
             for name, values in family.figures(one @ times).items():
                 samples.setdefault(name, []).append(values)
     return {name: interval for name, parts in samples.items() if (interval := _percentiles(parts, level)) is not None}
+
+
+@lru_cache(maxsize=4)
+def _times_drawn(count: int, size: int, seed: int, start: int) -> np.ndarray:
+    """(count, size) how often each cluster is in each of `size` samples."""
+    drawn = size * np.random.default_rng((seed, start)).integers(0, count, (count, size)) + np.arange(size)
+    return np.bincount(drawn.ravel(), minlength=count * size).reshape(count, size).astype(float)
 
 
 def _percentiles(parts: list[np.ndarray], level: float) -> tuple[float, float] | None:

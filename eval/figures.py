@@ -9,7 +9,7 @@ wrong, except in figures of errors, of probabilities and of agreement, which are
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -19,12 +19,13 @@ from eval.bootstrap import Pooled
 from eval.detection import Overlaps, hits_by_score, overlaps, true_positives
 from eval.parse import normalise
 from eval.reading import Item
-from eval.texts import COLUMNS, ORDER, bleu, bleu_counts, text_scores
+from eval.texts import COLUMNS, bleu, compare_texts
 from eval.units import LENGTH, convert, dimension
 
 IOU_THRESHOLDS = (0.5, 0.3, 0.75)
 FROC_IOU = 0.3
 FROC_RATES = (0.125, 0.25, 0.5, 1, 2, 4, 8)  # false positives a question
+LEVELS = 2000  # of numbers, for the interval of their median
 DIGITS = 4  # decimals of confidences and scores, as answers state them
 
 
@@ -316,14 +317,11 @@ def open_text(items: Sequence[Item]) -> Figures:
     """token_f1, exact_match, normalised_match, rouge1, rouge2, rougeL: means over questions of `text_scores`, 0 for no
     answer; bleu: of all texts together, 0..100, no answer being an empty text."""
     pairs = [("" if item.prediction is None else item.prediction, item.reference.answer) for item in items]
-    known = {pair: text_scores(*pair) for pair in set(pairs)}
-    scores = np.array([known[pair] for pair in pairs], dtype=float).reshape(-1, len(COLUMNS))
+    scores, counts = compare_texts(pairs)
     scores *= np.array([item.prediction is not None for item in items], dtype=float)[:, None]
-    counts = {pair: bleu_counts(*pair) for pair in known}
-    table = np.array([counts[pair] for pair in pairs], dtype=float).reshape(-1, 2 + 2 * ORDER)
     families = [
         means(dict(zip(COLUMNS, scores.T, strict=True))),
-        Pooled(sparse.csr_array(table), lambda sums: {"bleu": bleu(sums)}),
+        Pooled(sparse.csr_array(counts), lambda sums: {"bleu": bleu(sums)}),
     ]
     return Figures(scores[:, 0], families)
 
@@ -340,10 +338,24 @@ FIGURES: dict[str, Callable[[Sequence[Item]], Figures]] = {
 
 
 def _median(name: str, values: np.ndarray, alone: sparse.csr_array | None = None) -> Pooled:
-    """The median of the values that are not NaN. alone: (n, m) kinds; NaN unless all chosen items are of one."""
+    """The median of the values that are not NaN. alone: (n, m) kinds; NaN unless all chosen items are of one.
+
+    Its interval is found among LEVELS groups of neighbouring values where there are more values.
+    """
     known = np.flatnonzero(~np.isnan(values))
     levels, column = np.unique(values[known], return_inverse=True)
-    table = _ones(known, column, len(values), len(levels))
+    exact = _median_of(name, known, levels, column, len(values), alone)
+    if len(levels) <= LEVELS:
+        return exact
+    group = np.arange(len(levels)) * LEVELS // len(levels)
+    middles = np.bincount(group, levels) / np.bincount(group)
+    return replace(exact, coarse=_median_of(name, known, middles, group[column], len(values), alone))
+
+
+def _median_of(
+    name: str, rows: np.ndarray, levels: np.ndarray, column: np.ndarray, n: int, alone: sparse.csr_array | None
+) -> Pooled:
+    table = _ones(rows, column, n, len(levels))
     kinds = 0 if alone is None else alone.shape[1]
 
     def figures(sums: np.ndarray) -> dict[str, np.ndarray]:

@@ -14,15 +14,14 @@ from seg_backbone.errors import QuestionError
 def read_jsonl(path: str | Path, holding: Collection[str] = ()) -> Iterator[tuple[int, dict[str, Any]]]:
     """(line number from 1, object) of every non-blank line, one line in memory at a time.
 
-    holding: where given, lines that hold none of these words are passed over unread, which is ten times as fast.
+    holding: where given, lines that hold none of these as a string or a whole number are passed over, which is faster.
     Raises QuestionError: no file, not UTF-8 JSON objects.
     """
     path = Path(path)
     if not path.is_file():
         raise QuestionError(path, "a JSON-lines file", "no such file", "check the path")
-    words = {
-        json.dumps(word, ensure_ascii=ascii_only)[1:-1].encode() for word in holding for ascii_only in (True, False)
-    }
+    words = {json.dumps(word, ensure_ascii=plain).encode() for word in holding for plain in (True, False)}
+    words |= {f"{space}{word}{end}".encode() for word in holding if word.isdecimal() for space in " :" for end in " ,}"}
     with path.open("rb") as file:  # bytes: in text, JSON strings may hold U+2028, which is no end of line here
         for number, line in enumerate(file, 1):
             if number == 1:

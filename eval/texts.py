@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 import re
+import signal
 import sys
 from collections.abc import Callable, Hashable, Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from functools import lru_cache
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -21,12 +25,36 @@ from seg_backbone.errors import ConfigError
 
 ORDER = 4  # longest n-gram of BLEU
 COLUMNS = ("token_f1", "exact_match", "normalised_match", "rouge1", "rouge2", "rougeL")
+MANY = 20_000  # different texts
 ReportMetric = Callable[[Sequence[str], Sequence[str]], Sequence[float]]
 
 _ROUGE_WORD = re.compile("[a-z0-9]+")
 # mteval-v13a: punctuation apart, but not inside numbers
 _13A = ((re.compile(r"([\{-\~\[-\` -\&\(-\+\:-\@\/])"), r" \1 "), (re.compile(r"([^0-9])([\.,])"), r"\1 \2 "),
         (re.compile(r"([\.,])([^0-9])"), r" \1 \2"), (re.compile(r"([0-9])(-)"), r"\1 \2 "))  # fmt: skip
+
+
+def compare_texts(pairs: Sequence[tuple[str, str]]) -> tuple[np.ndarray, np.ndarray]:
+    """(n, len(COLUMNS)) `text_scores` and (n, 2 + 2 * ORDER) `bleu_counts` of (predicted, reference) texts.
+
+    Equal pairs are compared once, and MANY or more by several processes.
+    """
+    place = {pair: number for number, pair in enumerate(dict.fromkeys(pairs))}
+    different, jobs = list(place), len(os.sched_getaffinity(0))
+    if len(different) < MANY or jobs == 1:
+        rows = list(map(_compared, different))
+    else:
+        # spawned, because a fork of a process with threads may hang; Ctrl-C is for the one that started them
+        with ProcessPoolExecutor(
+            min(jobs, 8), get_context("spawn"), signal.signal, (signal.SIGINT, signal.SIG_IGN)
+        ) as pool:
+            rows = list(pool.map(_compared, different, chunksize=2000))
+    table = np.array(rows, dtype=float).reshape(-1, len(COLUMNS) + 2 + 2 * ORDER)[[place[pair] for pair in pairs]]
+    return table[:, : len(COLUMNS)], table[:, len(COLUMNS) :]
+
+
+def _compared(pair: tuple[str, str]) -> tuple[float, ...]:
+    return (*text_scores(*pair), *bleu_counts(*pair))
 
 
 def text_scores(predicted: str, reference: str) -> tuple[float, ...]:

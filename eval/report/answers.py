@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from array import array
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from heapq import nsmallest
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from eval.answer_file import read_answer_file
 from eval.answers import AnswerResults
 from eval.detection import Box
 from eval.jsonl import read_jsonl
-from eval.reading import ABSTAINED, ANSWERED, JUDGED, UNREADABLE, UNSCORED
+from eval.reading import ABSTAINED, ANSWERED, JUDGED, UNREADABLE, UNSCORED, Item
 from eval.references import NUMERIC
 from eval.report.page import Example, Page, Plot, Section
 from eval.report.slices import Background, Folder, View, draw_slice
@@ -49,7 +49,7 @@ def answers_page(results: AnswerResults, pictures: Pictures | None = None, progr
     progress: called with (images done, images).
     """
     asked, answered = results.source["reference"], results.source["answers"]
-    worst, pairs = gather(results.rows(), results.name)
+    worst, pairs = worst_rows(results), number_pairs(results)
     wanted = {row["id"] for row in worst}
     given = read_given(answered, wanted, results.columns)
     metrics = results.metrics()
@@ -77,33 +77,37 @@ def answers_page(results: AnswerResults, pictures: Pictures | None = None, progr
     )
 
 
-def gather(rows: Iterable[Row], name: str) -> tuple[list[Row], dict[tuple[str, str], array[float]]]:
-    """One pass over the rows of per_case.csv about one system, which keeps little of a million.
-
-    Returns up to WORST_OF_TYPE rows a type, the worst by `badness` first, and (type, unit) -> reference and answer in
-    turn of the measured and estimated numbers.
-    """
-    worst: dict[str, list[Row]] = {}
-    pairs: dict[tuple[str, str], array[float]] = {}
-    for row in rows:
-        if row["system"] != name or row["reference"] == "":  # of another system, or unanswerable
-            continue
-        if row["state"] == ANSWERED and row["type"] in ("measurement", "regression"):
-            pair = float(row["reference"]), float(row["prediction"])
-            pairs.setdefault((row["type"], row["unit"]), array("d")).extend(pair)
-        if row["state"] == UNSCORED or (row["state"] in SHOWN and row["score"] < 1):
-            own = worst.setdefault(row["type"], [])
-            if len(own) < WORST_OF_TYPE or badness(row) < badness(own[-1]):
-                own[:] = sorted([*own, row], key=badness)[:WORST_OF_TYPE]
-    return [row for own in worst.values() for row in own], pairs
+def worst_rows(results: AnswerResults) -> list[Row]:
+    """Up to WORST_OF_TYPE rows of per_case.csv a type, those that are not right, the worst by `badness` first."""
+    rows = []
+    for kind in results.kinds.values():
+        wrong = [
+            (badness(item, score), place)
+            for item, score, place in zip(kind.items, kind.figures.own.tolist(), kind.place.tolist(), strict=True)
+            if item.state == UNSCORED or (item.state in SHOWN and score < 1)
+        ]
+        rows += [results.row(place) for _, place in nsmallest(WORST_OF_TYPE, wrong)]
+    return rows
 
 
-def badness(row: Row) -> tuple[float, ...]:
+def badness(item: Item, score: float) -> tuple[float, ...]:
     """What sorts the worst first: answered before unreadable, abstained and unscored questions, then score, confidence
     and relative error."""
-    score = 0.0 if row["state"] == UNSCORED else row["score"]
-    confidence = 0.0 if row["confidence"] == "" else float(row["confidence"])
-    return SHOWN.index(row["state"]), score, -confidence, -_relative_error(row)
+    error = 0.0
+    if item.prediction is not None and item.reference.type in NUMERIC:
+        error = abs(item.prediction - item.reference.answer) / max(abs(item.reference.answer), 1e-9)
+    return SHOWN.index(item.state), 0.0 if item.state == UNSCORED else score, -(item.confidence or 0.0), -error
+
+
+def number_pairs(results: AnswerResults) -> dict[tuple[str, str], np.ndarray]:
+    """(type, unit) -> (n, 2) reference and answer of the measured and estimated numbers."""
+    pairs: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    for name in ("measurement", "regression"):
+        for item in results.kinds[name].items if name in results.kinds else ():
+            if item.state == ANSWERED:
+                own = pairs.setdefault((name, item.reference.unit or ""), [])
+                own.append((item.reference.answer, item.prediction))
+    return {key: np.array(own) for key, own in pairs.items()}
 
 
 def read_given(path: str, wanted: set[str], columns: tuple[str | None, str | None]) -> dict[str, Row]:
@@ -165,11 +169,11 @@ def _confidence_plots(systems: Mapping[str, Mapping[str, Any]]) -> list[Plot]:
     return made
 
 
-def _agreement_plots(pairs: Mapping[tuple[str, str], array[float]]) -> list[Plot]:
+def _agreement_plots(pairs: Mapping[tuple[str, str], np.ndarray]) -> list[Plot]:
     """Bland-Altman, one a type and unit with at least LEAST_POINTS answers."""
     made = []
     for (kind, unit), values in sorted(pairs.items()):
-        reference, prediction = np.array(values[::2]), np.array(values[1::2])
+        reference, prediction = values.T
         if len(reference) >= LEAST_POINTS:
             svg = plots.inline_svg(plots.bland_altman(reference, prediction, unit))
             title = f"{kind.capitalize()}{f', {unit}' if unit else ''}: {len(reference)} answers"
@@ -324,11 +328,3 @@ def _lines(path: str, holding: set[str]) -> Iterator[Row]:
 
 def _dicts(value: Any) -> list[Row]:
     return [one for one in value if isinstance(one, dict)] if isinstance(value, list) else []
-
-
-def _relative_error(row: Row) -> float:
-    """|error| / |reference| of a number, 0 for everything else."""
-    if row["type"] not in NUMERIC or row["prediction"] == "":
-        return 0.0
-    reference, prediction = float(row["reference"]), float(row["prediction"])
-    return abs(prediction - reference) / max(abs(reference), 1e-9)

@@ -58,6 +58,15 @@ def test_json_lines_with_other_names(tmp_path):
     assert [answer.get("text") for _, answer in read_answer_file(path)] == [None, "yes"]
 
 
+def test_only_the_lines_wanted(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text(
+        '{"id": "é1", "text": "x"}\n{"id": 1, "text": "x"}\n{"id":12,"text":"x"}\n{"id": "1", "text": "y"}\n'
+    )
+    assert [answer["text"] for _, answer in read_answer_file(path, holding={"1"})] == ["x", "y"]
+    assert [answer["id"] for _, answer in read_answer_file(path, holding={"é1", "12"})] == ["é1", 12]
+
+
 def test_columns_may_be_named(tmp_path):
     path = tmp_path / "a.csv"
     path.write_text("id,nr,text,said\nx,1,no,yes\n")

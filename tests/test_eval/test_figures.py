@@ -1,5 +1,7 @@
 """Figures against maintained libraries and values worked out by hand."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import sacrebleu
@@ -9,10 +11,10 @@ from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
 from eval.bootstrap import DRAWN, clustered_intervals, pooled_intervals, pooled_values
 from eval.detection import Box
-from eval.figures import FIGURES, classification, detection, means, measurement, multilabel, open_text
+from eval.figures import FIGURES, LEVELS, classification, detection, means, measurement, multilabel, open_text
 from eval.reading import ABSTAINED, ANSWERED, Item, read_item
 from eval.references import Reference
-from eval.texts import bleu, bleu_counts, text_scores
+from eval.texts import bleu, bleu_counts, compare_texts, text_scores
 
 
 def question(kind, answer, options=None, unit=None, number=0):
@@ -196,6 +198,26 @@ def test_pooled_median_is_numpys():
     for n in (1, 2, 7, 40):
         true, said = rng.integers(1, 9, n).astype(float), rng.integers(1, 9, n).astype(float)
         assert values(measurement(measured(zip(true, said, strict=True))))["median_ae"] == np.median(abs(true - said))
+
+
+def test_the_interval_of_a_median_of_very_many_numbers():
+    """Grouped levels give the interval that the values themselves give; the median itself stays exact."""
+    rng = np.random.default_rng(5)
+    error = rng.exponential(size=LEVELS * 2)
+    figures = measurement(measured((10.0, 10.0 + one) for one in error))
+    every = np.ones(len(error), dtype=bool)
+    assert pooled_values(figures.families, every)["median_ae"] == pytest.approx(np.median(error))
+    own = pooled_intervals(figures.families, np.arange(len(error)), every)["median_ae"]
+    exact = [replace(family, coarse=None) for family in figures.families]
+    assert own == pytest.approx(pooled_intervals(exact, np.arange(len(error)), every)["median_ae"], abs=0.002)
+
+
+def test_many_texts_in_several_processes(monkeypatch):
+    pairs = [(f"a lesion of {n} mm", f"lesion of {n % 3} mm") for n in range(6)] * 2
+    alone = compare_texts(pairs)
+    monkeypatch.setattr("eval.texts.MANY", 2)
+    together = compare_texts(pairs)
+    assert all(np.array_equal(a, b) for a, b in zip(alone, together, strict=True))
 
 
 def test_a_part_of_the_questions():

@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from eval.report.answers import WORST_OF_TYPE, gather
+from eval.answers import AnswerResults, Faults
+from eval.reading import Item
+from eval.references import Reference
+from eval.report.answers import WORST_OF_TYPE, number_pairs, worst_rows
 from eval.report.page import Example, Page, Plot, Section, render
 from eval.report.slices import Folder, View, draw_slice, worst_slice
 from eval.tables import Table
@@ -224,31 +227,24 @@ def test_a_file_is_found_by_its_path_or_by_its_case(folders):
         scans.require("b")
 
 
-def test_the_most_confident_wrong_answers_come_first_and_a_million_rows_are_not_kept():
-    def row(number, **fields):
-        usual = {
-            "system": "a",
-            "id": str(number),
-            "type": "counting",
-            "state": "answered",
-            "reference": "2",
-            "unit": "",
-        }
-        return {**usual, "prediction": "3", "score": 0.0, "confidence": 0.5, **fields}
+def test_the_most_confident_wrong_answers_come_first():
+    def item(number, state="answered", prediction=3.0, confidence=0.5, kind="counting", answer=2.0):
+        reference = Reference(str(number), kind, kind, "p", None, "mm" if kind == "measurement" else None, answer)
+        return Item(reference, state, prediction, confidence=confidence)
 
-    rows = [
-        row(0, state="unreadable", prediction="", confidence=""),
-        row(1, score=1.0, prediction="2", confidence=1.0),
-        row(2, confidence=0.9),
-        row(3, prediction="20"),
-        row(4),
-        row(5, state="unscored", prediction="", score=float("nan"), confidence=""),
-        row(6, system="b", confidence=1.0),
-        row(7, reference="", state="abstained", score=float("nan")),
-        *(row(n, type="measurement", unit="mm", reference="10", score=1.0) for n in (8, 9)),
+    items = [
+        item(0, "unreadable", None, None),
+        item(1, prediction=2.0, confidence=1.0),
+        item(2, confidence=0.9),
+        item(3, prediction=20.0),
+        item(4),
+        item(5, "unscored", None, None),
+        item(7, "abstained", None, answer=None),
+        *(item(n, kind="measurement", answer=10.0, prediction=10.5) for n in (8, 9)),
     ]
-    worst, pairs = gather(iter(rows), "a")
-    assert [one["id"] for one in worst] == ["2", "3", "4", "0"]
-    assert {key: list(values) for key, values in pairs.items()} == {("measurement", "mm"): [10, 3, 10, 3]}
-    worst, _ = gather((row(n) for n in range(1000)), "a")
-    assert len(worst) == WORST_OF_TYPE
+    results = AnswerResults("a", items, Faults(), {})
+    assert [one["id"] for one in worst_rows(results)] == ["2", "3", "4", "0"]
+    pairs = number_pairs(results)
+    assert list(pairs) == [("measurement", "mm")] and pairs["measurement", "mm"].tolist() == [[10, 10.5]] * 2
+    many = AnswerResults("a", [item(n) for n in range(1000)], Faults(), {})
+    assert len(worst_rows(many)) == WORST_OF_TYPE
