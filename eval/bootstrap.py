@@ -135,7 +135,7 @@ def pooled_intervals(
     return {name: interval for name, parts in samples.items() if (interval := _percentiles(parts, level)) is not None}
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=8)
 def _times_drawn(count: int, size: int, seed: int, start: int) -> np.ndarray:
     """(count, size) how often each cluster is in each of `size` samples."""
     drawn = size * np.random.default_rng((seed, start)).integers(0, count, (count, size)) + np.arange(size)

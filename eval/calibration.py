@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from eval.bootstrap import Pooled, pooled_intervals, pooled_values
 
 BINS = 10  # of confidence, equally wide
 COVERAGES = tuple(np.arange(1, 21) / 20)  # points of the curve
-DIGITS = 4  # decimals of confidence that are told apart, as answers state it
+DIGITS, COARSE_DIGITS = 4, 3  # decimals of confidence that are told apart, as answers state it; for intervals
 
 
 def calibration(
@@ -84,27 +85,36 @@ def abstention(
     stated = answered & ~np.isnan(confidence)
     if not stated.any():
         return result
-    level, column = np.unique(-np.round(confidence[stated], DIGITS), return_inverse=True)
-    rows, n, k = np.arange(stated.sum()), int(stated.sum()), len(level)
-    table = [sparse.csr_array((values, (rows, column)), shape=(n, k)) for values in (np.ones(n), 1 - score[stated])]
-
-    def area(sums: np.ndarray) -> dict[str, np.ndarray]:
-        count, wrong = np.cumsum(sums[:k], axis=0), np.cumsum(sums[k:], axis=0)
-        return {"aurc": (sums[:k] * wrong / np.maximum(count, 1)).sum(axis=0) / np.maximum(count[-1], 1)}
-
-    family, everything = [Pooled(sparse.hstack(table).tocsr(), area)], np.ones(n, dtype=bool)
-    count, wrong = (np.cumsum(one.sum(axis=0)) for one in table)
+    exact = _curve(confidence[stated], 1 - score[stated], DIGITS)
+    family = replace(exact, coarse=_curve(confidence[stated], 1 - score[stated], COARSE_DIGITS))
+    n, everything = int(stated.sum()), np.ones(int(stated.sum()), dtype=bool)
+    level = -np.unique(-np.round(confidence[stated], DIGITS))
+    count, wrong = np.cumsum(np.asarray(exact.contributions.sum(axis=0)).reshape(2, -1), axis=1)
     ends = np.searchsorted(count, np.ceil(np.array(COVERAGES) * n - 1e-9))
     return {
         **result,
-        "aurc": pooled_values(family, everything)["aurc"],
-        "aurc_interval": pooled_intervals(family, clusters[stated], everything, seed, resamples).get("aurc"),
+        "aurc": pooled_values([family], everything)["aurc"],
+        "aurc_interval": pooled_intervals([family], clusters[stated], everything, seed, resamples).get("aurc"),
         "curve": [
             {
                 "coverage": float(count[end] / len(score)),
                 "risk": float(wrong[end] / count[end]),
-                "confidence": float(-level[end]),
+                "confidence": float(level[end]),
             }
             for end in dict.fromkeys(ends.tolist())
         ],
     }
+
+
+def _curve(confidence: np.ndarray, wrong: np.ndarray, digits: int) -> Pooled:
+    """aurc of answers whose confidence is told apart to that many decimals; its sums are, for each confidence from the
+    surest down, the answers and then what is wrong in them."""
+    level, column = np.unique(-np.round(confidence, digits), return_inverse=True)
+    rows, shape, k = np.arange(len(wrong)), (len(wrong), len(level)), len(level)
+    table = [sparse.csr_array((values, (rows, column)), shape=shape) for values in (np.ones(len(wrong)), wrong)]
+
+    def area(sums: np.ndarray) -> dict[str, np.ndarray]:
+        count, lost = np.cumsum(sums[:k], axis=0), np.cumsum(sums[k:], axis=0)
+        return {"aurc": (sums[:k] * lost / np.maximum(count, 1)).sum(axis=0) / np.maximum(count[-1], 1)}
+
+    return Pooled(sparse.hstack(table).tocsr(), area)

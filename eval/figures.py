@@ -25,7 +25,7 @@ from eval.units import LENGTH, convert, dimension
 IOU_THRESHOLDS = (0.5, 0.3, 0.75)
 FROC_IOU = 0.3
 FROC_RATES = (0.125, 0.25, 0.5, 1, 2, 4, 8)  # false positives a question
-LEVELS = 2000  # of numbers, for the interval of their median
+LEVELS = 2000  # sums; where a median or a ranking needs more, its interval is found with fewer
 DIGITS = 4  # decimals of confidences and scores, as answers state them
 
 
@@ -86,26 +86,42 @@ def _ranked(items: Sequence[Item], truth: list[str]) -> list[Pooled]:
     over the classes that are right in some questions and wrong in others.
 
     A class is ranked by its probability among the answered questions that offer it. Of yes and no only yes is a class.
+    Where probabilities are very many, intervals are found with two decimals of them.
     Source: Fawcett, Pattern Recognit. Lett. 27 (2006), sections 7 and 8 (ties count half); average precision as in
     scikit-learn, the sum of precision times the step in recall.
     """
-    rows, names, levels, right = [], [], [], []
+    rows, names, level, right = [], [], [], []
     for row, (item, true) in enumerate(zip(items, truth, strict=True)):
         for name, probability in (item.probabilities or {}).items():
             rows.append(row)
             names.append(name)
-            levels.append(probability)
+            level.append(probability)
             right.append(name == true)
     kept = {name for name in names if not (name == "no" and "yes" in names)} if names else set()
     code = {name: place for place, name in enumerate(sorted(kept))}
     if not code:
         return []
     chosen = np.array([name in kept for name in names])
-    classes = np.array([code.get(name, 0) for name in names])[chosen]
-    column, start = _columns(classes, np.array(levels)[chosen], len(code))
-    positive = np.array(right)[chosen]
+    shown = (
+        np.array(rows)[chosen],
+        np.array([code.get(name, 0) for name in names])[chosen],
+        np.array(level)[chosen],
+        np.array(right)[chosen],
+    )
+    exact = _ranked_at(DIGITS, len(items), len(code), *shown)
+    if exact.contributions.shape[1] <= LEVELS:
+        return [exact]
+    return [replace(exact, coarse=_ranked_at(2, len(items), len(code), *shown))]
+
+
+def _ranked_at(
+    digits: int, n: int, k: int, rows: np.ndarray, classes: np.ndarray, level: np.ndarray, positive: np.ndarray
+) -> Pooled:
+    """`_ranked` with probabilities told apart to that many decimals. rows, classes, level, positive: one entry for each
+    of the n questions and each of the k classes that it offers."""
+    column, start = _columns(classes, level, k, digits)
     width = start[-1]
-    table = _ones(np.array(rows)[chosen], column + width * ~positive, len(items), 2 * width)
+    table = _ones(rows, column + width * ~positive, n, 2 * width)
 
     def figures(sums: np.ndarray) -> dict[str, np.ndarray]:
         areas, precisions = [], []
@@ -119,7 +135,7 @@ def _ranked(items: Sequence[Item], truth: list[str]) -> list[Pooled]:
             precisions.append(np.where(both, precision, np.nan))
         return {"auroc": _known_mean(np.array(areas)), "auprc": _known_mean(np.array(precisions))}
 
-    return [Pooled(table, figures)]
+    return Pooled(table, figures)
 
 
 def multilabel(items: Sequence[Item]) -> Figures:
@@ -340,7 +356,7 @@ FIGURES: dict[str, Callable[[Sequence[Item]], Figures]] = {
 def _median(name: str, values: np.ndarray, alone: sparse.csr_array | None = None) -> Pooled:
     """The median of the values that are not NaN. alone: (n, m) kinds; NaN unless all chosen items are of one.
 
-    Its interval is found among LEVELS groups of neighbouring values where there are more values.
+    Its interval is found among LEVELS groups of neighbouring values where there are more.
     """
     known = np.flatnonzero(~np.isnan(values))
     levels, column = np.unique(values[known], return_inverse=True)
@@ -369,12 +385,12 @@ def _median_of(
     return Pooled(table if alone is None else sparse.hstack([alone, table]).tocsr(), figures)
 
 
-def _columns(kinds: np.ndarray, level: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+def _columns(kinds: np.ndarray, level: np.ndarray, count: int, digits: int = DIGITS) -> tuple[np.ndarray, np.ndarray]:
     """Columns for every (kind, level) that occurs, kind by kind, each from its highest level down.
 
-    Levels are told apart to DIGITS decimals. Returns the column of each entry and (count + 1,) where the kinds start.
+    Levels are told apart to that many decimals. Returns the column of each entry and (count + 1,) where kinds start.
     """
-    levels, rank = np.unique(-np.round(level, DIGITS), return_inverse=True)
+    levels, rank = np.unique(-np.round(level, digits), return_inverse=True)
     found, column = np.unique(kinds * len(levels) + rank, return_inverse=True)
     return column, np.searchsorted(found, np.arange(count + 1) * len(levels))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,13 +21,12 @@ def read_jsonl(path: str | Path, holding: Collection[str] = ()) -> Iterator[tupl
     path = Path(path)
     if not path.is_file():
         raise QuestionError(path, "a JSON-lines file", "no such file", "check the path")
-    words = {json.dumps(word, ensure_ascii=plain).encode() for word in holding for plain in (True, False)}
-    words |= {f"{space}{word}{end}".encode() for word in holding if word.isdecimal() for space in " :" for end in " ,}"}
+    wanted = _wanted(holding) if holding else None
     with path.open("rb") as file:  # bytes: in text, JSON strings may hold U+2028, which is no end of line here
         for number, line in enumerate(file, 1):
             if number == 1:
                 line = line.removeprefix(b"\xef\xbb\xbf")
-            if line.isspace() or (words and not any(word in line for word in words)):
+            if line.isspace() or (wanted is not None and not wanted.search(line)):
                 continue
             try:
                 record = json.loads(line.decode("utf-8"))
@@ -40,6 +40,15 @@ def read_jsonl(path: str | Path, holding: Collection[str] = ()) -> Iterator[tupl
                 found = type(record).__name__
                 raise QuestionError(f"{path}, line {number}", "a JSON object", found, "write one object a line")
             yield number, record
+
+
+def _wanted(words: Collection[str]) -> re.Pattern[bytes]:
+    """What finds any of the words as JSON strings, escaped or not, or as whole numbers."""
+    strings = {json.dumps(word, ensure_ascii=plain)[1:-1].encode() for word in words for plain in (True, False)}
+    patterns = [b'"(?:' + b"|".join(map(re.escape, sorted(strings))) + b')"']
+    if numbers := [word.encode() for word in sorted(words) if word.isdecimal()]:
+        patterns.append(rb"[\s:](?:" + b"|".join(numbers) + rb")[\s,}]")
+    return re.compile(b"|".join(patterns))
 
 
 def digest(path: str | Path) -> str:

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from eval.detection import Box
 from eval.options import parse_choice, parse_choices
@@ -25,8 +24,7 @@ _FIELDS = ("value", "unit", "choice", "choices", "boxes", "confidence", "abstain
 _TEXTS = ("text", "answer", "final_answer", "prediction", "response", "result", "option", "count", "label")
 
 
-@dataclass(frozen=True, slots=True)
-class Item:
+class Item(NamedTuple):
     """One question with its outcome. prediction: as `Reference.answer`, in the reference's unit; None unless answered.
 
     note: the error of an unscored line, the reason of an abstention, the text of an unreadable one. confidence: as

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from eval.detection import Box
 from eval.jsonl import read_jsonl
@@ -20,8 +19,7 @@ NUMERIC = ("counting", "measurement", "regression")
 STRATA = ("property", "fact", "region", "modality", "dataset", "source", "wording")
 
 
-@dataclass(frozen=True, slots=True)
-class Reference:
+class Reference(NamedTuple):
     """One question and what is right.
 
     group: its `property`, else its type. cluster: its `patient`, else its image. options: None where open.
@@ -51,11 +49,11 @@ def read_references(path: str | Path, strata: Sequence[str] = STRATA) -> list[Re
     """
     references: dict[str, Reference] = {}
     lines: dict[str, int] = {}
-    path, seen = str(path), set[str]()
+    path, unseen = str(path), set(strata) - set(STRATA)
     shared: dict[Any, Any] = {}  # one object for equal tuples and strings
     for number, question in read_jsonl(path):
         where = f"{path}, line {number}"
-        if not isinstance(question.get("id"), str | int) or question["id"] == "":
+        if not isinstance(question.get("id"), (str, int)) or question["id"] == "":
             raise QuestionError(where, "a question with an id", "none", "give every question its own id")
         if "answer" not in question:
             if not question.get("pixel_boxes"):
@@ -67,12 +65,11 @@ def read_references(path: str | Path, strata: Sequence[str] = STRATA) -> list[Re
             raise QuestionError(where, "an id used once", found, "give every question its own id")
         references[reference.id] = reference
         lines[reference.id] = number
-        seen.update(key for key in strata if key not in seen and question.get(key) is not None)
+        unseen -= {key for key in unseen if question.get(key) is not None}
     if not references:
         raise QuestionError(path, "questions with a reference `answer`", "none", "name the file that holds the answers")
-    for key in strata:
-        if key not in seen and key not in STRATA:
-            raise ConfigError("--by", f"a key of the questions in {path}", repr(key), "correct or drop it")
+    for key in sorted(unseen):
+        raise ConfigError("--by", f"a key of the questions in {path}", repr(key), "correct or drop it")
     return list(references.values())
 
 
@@ -84,7 +81,7 @@ def _reference(where: str, question: dict[str, Any], strata: Sequence[str], shar
     if options is not None and not (isinstance(options, list) and all(isinstance(one, str) for one in options)):
         raise QuestionError(where, "options as a list of strings", repr(options)[:80], "correct the options")
     unit = question.get("unit")
-    if not isinstance(unit, str | None):
+    if unit is not None and not isinstance(unit, str):
         raise QuestionError(where, "unit as a string", repr(unit)[:80], "correct the unit")
     cluster = str(question.get("patient") or question.get("image") or question["id"])
     values = tuple([str(question[key]) if question.get(key) is not None else "" for key in strata])
