@@ -32,9 +32,9 @@ def ray():
     ray.shutdown()
 
 
-def kill_a_worker(*_) -> None:
-    """The first worker process found, once."""
-    if not kill_a_worker.killed:
+def kill_a_worker(done: int, _: int) -> None:
+    """The first worker process found, once, when the first answer has come."""
+    if done and not kill_a_worker.killed:
         workers = [p for p in psutil.Process().children(recursive=True) if p.name().startswith("ray::MapWorker")]
         assert len(workers) == 2
         os.kill(workers[0].pid, signal.SIGKILL)
