@@ -302,9 +302,10 @@ def peak_ram_mb() -> float:
         import psutil
 
         return psutil.Process().memory_info().peak_wset / MB
-    if sys.platform == "linux":  # a new program inherits getrusage's figure from the one that started it, not this one
+    elif sys.platform == "linux":  # getrusage's figure also holds that of the program which started this one
         status = Path("/proc/self/status").read_text()
         return int(status.split("VmHWM:")[1].split()[0]) * 1024 / MB
-    import resource
+    else:
+        import resource
 
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / MB
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / MB  # bytes on macOS
