@@ -54,6 +54,16 @@ class Instance:
     intensity_median: float | None = None
     probability: float | None = None
 
+    @property
+    def transverse_mm(self) -> float:
+        """The box along world x, from left to right."""
+        return self.box.size_mm[0]
+
+    @property
+    def anteroposterior_mm(self) -> float:
+        """The box along world y, from front to back."""
+        return self.box.size_mm[1]
+
     def to_json(self) -> dict[str, object]:
         """The evidence of an answer, and the rest: mm to 0.01, ml to 0.001, intensity to 0.1, probability to 0.0001."""
 

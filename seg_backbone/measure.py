@@ -1,4 +1,4 @@
-"""RECIST measurements of a mask in mm, and the table of properties a question can ask for.
+"""RECIST measurements of a mask in mm.
 
 Enters a boolean array with its Grid, leaves lengths between voxel CENTRES in world mm (a single voxel has length 0).
 Long and short axis follow RECIST 1.1 (Eisenhauer et al., Eur J Cancer 45:228-247, 2009): the longest diameter in
@@ -8,12 +8,10 @@ convex hull, so only those are compared: an organ's slice of 512 x 512 voxels co
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from scipy.ndimage import binary_erosion
-from scipy.spatial import ConvexHull, KDTree
+from scipy.spatial import ConvexHull
 from scipy.spatial.distance import cdist
 
 from seg_backbone.boxes import bounds, extreme_voxels
@@ -22,37 +20,6 @@ from seg_backbone.geometry import Grid
 TIE_MM = 1e-6  # lengths nearer than this are equal: float noise must not choose between symmetric axes
 
 Point = tuple[float, float, float]
-
-
-@dataclass(frozen=True)
-class Property:
-    """Something measurable on an Instance.
-
-    attribute: the field of `Instance`. unit: "mm", "ml" or "HU". words: how people write it, the first for display.
-    """
-
-    attribute: str
-    unit: str
-    words: tuple[str, ...]
-
-    def unit_on(self, modality: str) -> str | None:
-        """The unit on a "CT" or "MR" scan; None where the values are arbitrary (MR intensities)."""
-        return None if self.unit == "HU" and modality != "CT" else self.unit
-
-
-PROPERTIES: dict[str, Property] = {
-    p.attribute: p
-    for p in (
-        Property("long_axis_mm", "mm", ("long axis", "longest axial diameter", "longest diameter", "long diameter")),
-        Property("short_axis_mm", "mm", ("short axis", "perpendicular diameter", "short diameter")),
-        Property("diameter_3d_mm", "mm", ("largest 3D diameter", "3D diameter", "maximum diameter in 3D")),
-        Property("craniocaudal_mm", "mm", ("craniocaudal extent", "craniocaudal length", "height")),
-        Property("volume_ml", "ml", ("volume", "size in millilitres", "size in ml")),
-        Property("intensity_mean", "HU", ("mean intensity", "mean attenuation", "mean density", "average HU")),
-        Property("intensity_std", "HU", ("standard deviation of the intensity", "intensity spread", "heterogeneity")),
-        Property("intensity_median", "HU", ("median intensity", "median attenuation", "median density")),
-    )
-}
 
 
 class AxialAxes(NamedTuple):
@@ -108,27 +75,6 @@ def diameter_3d_mm(mask: np.ndarray, grid: Grid) -> float | None:
     return max(float(cdist(block, points).max()) for block in blocks)
 
 
-def distance_between_mm(first: np.ndarray, second: np.ndarray, grid: Grid) -> float | None:
-    """The smallest distance in mm between voxel centres of the two masks; 0 where they overlap, None if one is empty.
-
-    first, second: (i, j, k) bool on `grid`. Neighbouring voxels are one spacing apart, not zero.
-    """
-    if not first.any() or not second.any():
-        return None
-    if (first & second).any():
-        return 0.0
-    nearest, _ = KDTree(_border_mm(first, grid)).query(_border_mm(second, grid))
-    return float(nearest.min())
-
-
-def center_distance_mm(first: np.ndarray, second: np.ndarray, grid: Grid) -> float | None:
-    """The distance in mm between the centroids of the two masks; None if one is empty."""
-    if not first.any() or not second.any():
-        return None
-    a, b = (grid.voxel_to_world(np.argwhere(mask).mean(0)) for mask in (first, second))
-    return float(np.linalg.norm(a - b))
-
-
 def _reach_mm(slices: np.ndarray, to_mm: np.ndarray) -> np.ndarray:
     """(n,) upper bound on the longest axis of each slice, from its index box; -1 for an empty slice."""
 
@@ -163,11 +109,3 @@ def _perpendicular_mm(flat: np.ndarray, start: np.ndarray, end: np.ndarray) -> f
 def _order(point: Point) -> tuple[float, ...]:
     """Sorts world points by z, y, x, blind to float noise."""
     return tuple(round(x, 3) for x in reversed(point))
-
-
-def _border_mm(mask: np.ndarray, grid: Grid) -> np.ndarray:
-    """(n, 3) world mm of the voxels of a non-empty mask that have a face on its surface."""
-    crop = bounds(mask)
-    assert crop is not None
-    border = mask[crop] & ~binary_erosion(mask[crop])
-    return grid.voxel_to_world(np.argwhere(border) + [s.start for s in crop])

@@ -9,38 +9,76 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Fact:
-    """kind: the question type it answers (see vlm.schema.TYPES). unit: of its value, or None.
+    """about: what is asked for, in one sentence. kind: the question type it answers (see vlm.schema.TYPES).
 
-    attribute: the field of an Instance that holds it, where one instance does.
+    takes: what the question selects: "scan" (nothing: the scan itself), "one" instance, a "pair" or "any" number.
+    unit: of its value, or None. attribute: the field of an Instance that holds it, where one instance does.
     """
 
+    about: str
     kind: str
+    takes: str
     unit: str | None = None
     attribute: str | None = None
 
 
+_CLASS, _MEASURE = "classification", "measurement"
 FACTS: dict[str, Fact] = {
-    "presence": Fact("classification"),  # is any selected instance there: yes, no
-    "side": Fact("classification"),  # side of the patient: left, right, midline
-    "multiplicity": Fact("classification"),  # single, multiple
-    "larger": Fact("classification"),  # which of the two selected has the larger volume: a class name
-    "modality": Fact("classification"),  # CT, MR
-    "region": Fact("classification"),  # the body region: answered by the language model among options
-    "contents": Fact("multilabel"),  # which classes are in the scan
-    "box": Fact("detection"),
-    "count": Fact("counting"),
-    "long_axis": Fact("measurement", "mm", "long_axis_mm"),  # RECIST, on one axial slice
-    "short_axis": Fact("measurement", "mm", "short_axis_mm"),
-    "diameter_3d": Fact("measurement", "mm", "diameter_3d_mm"),
-    "craniocaudal": Fact("measurement", "mm", "craniocaudal_mm"),
-    "volume": Fact("measurement", "ml", "volume_ml"),
-    "intensity": Fact("measurement", "HU", "intensity_mean"),
-    "distance": Fact("measurement", "mm"),  # between the centres of the two selected instances
-    "fat_percent": Fact("regression", "%"),  # body composition: no mask class holds it
-    "findings": Fact("open"),  # describe what is there
-    "off_topic": Fact("open"),  # not about the scan: abstain
+    # classification
+    "presence": Fact("Is something there: yes or no; also whether it is larger than a size.", _CLASS, "any"),
+    "side": Fact("The side of the patient it is on: left, right, midline.", _CLASS, "one"),
+    "multiplicity": Fact("Is there a single one or several.", _CLASS, "any"),
+    "larger": Fact("Which of two structures has the larger volume.", _CLASS, "pair"),
+    "modality": Fact("The imaging modality: CT or MR.", _CLASS, "scan"),
+    "region": Fact("The region of the body that the scan shows.", _CLASS, "scan"),
+    "contents": Fact("Which of several structures the scan shows.", "multilabel", "any"),
+    "box": Fact("Where it is: its bounding box.", "detection", "any"),
+    "count": Fact("How many there are.", "counting", "any"),
+    # lengths, volumes and intensities of one instance
+    "long_axis": Fact("Longest diameter on an axial slice, as in RECIST.", _MEASURE, "one", "mm", "long_axis_mm"),
+    "short_axis": Fact(
+        "Diameter perpendicular to the long axis on that slice.", _MEASURE, "one", "mm", "short_axis_mm"
+    ),
+    "diameter_3d": Fact(
+        "Largest distance between two of its points in any direction.", _MEASURE, "one", "mm", "diameter_3d_mm"
+    ),
+    "craniocaudal": Fact("Extent from head to foot.", _MEASURE, "one", "mm", "craniocaudal_mm"),
+    "volume": Fact("Volume of one structure.", _MEASURE, "one", "ml", "volume_ml"),
+    "intensity": Fact("Mean intensity; Hounsfield units on CT.", _MEASURE, "one", "HU", "intensity_mean"),
+    "distance": Fact("Distance between the centres of two structures.", _MEASURE, "pair", "mm"),
+    "fat_percent": Fact("Per cent of the scanned body that is fat.", "regression", "scan", "%"),
+    "findings": Fact("A description of the scan or of its findings.", "open", "scan"),
+    "off_topic": Fact("Not a question about the scan: the model abstains.", "open", "scan"),
+    # further properties of one instance
+    "anteroposterior": Fact("Extent from front to back.", _MEASURE, "one", "mm", "anteroposterior_mm"),
+    "transverse": Fact("Extent from left to right.", _MEASURE, "one", "mm", "transverse_mm"),
+    "surface_area": Fact("Area of its surface.", _MEASURE, "one", "cm2"),
+    "intensity_spread": Fact(
+        "Standard deviation of the intensity inside: how heterogeneous it is.", _MEASURE, "one", "HU", "intensity_std"
+    ),
+    "slice": Fact("Number of the axial slice on which it is largest.", _MEASURE, "one", "slice"),
+    # of several
+    "total_volume": Fact("Volume of several structures together.", _MEASURE, "any", "ml"),
+    "gap": Fact("Shortest distance between two structures, surface to surface.", _MEASURE, "pair", "mm"),
+    "share": Fact("Per cent of one structure that another makes up; tumour burden of an organ.", _MEASURE, "any", "%"),
+    "volume_difference": Fact("How much larger one structure is than another.", _MEASURE, "pair", "ml"),
+    "intensity_difference": Fact("How much denser one structure is than another.", _MEASURE, "pair", "HU"),
+    "intensity_ratio": Fact("Mean intensity of one structure divided by another's.", _MEASURE, "pair"),
+    "denser": Fact("Which of two structures has the higher mean intensity.", _CLASS, "pair"),
+    "nearest": Fact("The organ in which, or next to which, a lesion lies.", _CLASS, "one"),
+    "most_affected": Fact("Which of several organs holds most of the tumour.", _CLASS, "any"),
+    "outlier": Fact("Does one lesion stand out in size from the others: yes or no.", _CLASS, "any"),
+    "clustered": Fact("Do the lesions lie close together: clustered or scattered.", _CLASS, "any"),
+    # rules over measured facts, see vlm/rules.yaml
+    "enlarged": Fact("Is an organ enlarged (splenomegaly and the like): yes or no.", _CLASS, "one"),
+    "asymmetric": Fact("Do the two organs of a pair differ clearly in size: yes or no.", _CLASS, "pair"),
+    "composition": Fact("Is a lesion cystic or solid.", _CLASS, "one"),
+    "fatty": Fact("Does the liver hold too much fat (steatosis): yes or no.", _CLASS, "any"),
+    "size_category": Fact("The T category of a tumour by its size.", _CLASS, "one"),
+    "measurable": Fact("Is a lesion large enough to be a RECIST target lesion: yes or no.", _CLASS, "one"),
 }
 NAMES = tuple(FACTS)
+FIRST_FACTS = NAMES[: NAMES.index("off_topic") + 1]  # those that a checkpoint knows which does not say
 # unit asked for -> (unit it is measured in, factor)
 UNITS: dict[str, tuple[str, float]] = {
     "mm": ("mm", 1.0),
@@ -53,19 +91,24 @@ UNITS: dict[str, tuple[str, float]] = {
     "l": ("ml", 0.001),
     "litre": ("ml", 0.001),
     "hu": ("HU", 1.0),
+    "cm2": ("cm2", 1.0),
+    "cm^2": ("cm2", 1.0),
+    "mm2": ("cm2", 100.0),
+    "mm^2": ("cm2", 100.0),
     "%": ("%", 1.0),
 }
 
 
-def facts_of(kind: str | None, unit: str | None = None) -> tuple[str, ...]:
-    """The facts that may answer a question declared as `kind` (None: any), in `unit` where that unit is a known one.
+def facts_of(kind: str | None, unit: str | None = None, known: tuple[str, ...] = NAMES) -> tuple[str, ...]:
+    """The facts among `known` that may answer a question declared as `kind` (None: any), in `unit` where that unit is
+    a known one.
 
     A regression question may ask for something that a mask measures; then measuring is the better answer.
     """
     if unit and unit.lower() in UNITS and kind in ("measurement", "regression"):
         base = UNITS[unit.lower()][0]
-        return tuple(name for name, fact in FACTS.items() if fact.unit == base and fact.kind in (kind, "measurement"))
+        return tuple(name for name in known if FACTS[name].unit == base and FACTS[name].kind in (kind, "measurement"))
     if kind is None:
-        return NAMES
+        return known
     kinds = {"regression": ("regression", "measurement"), "open": tuple({f.kind for f in FACTS.values()})}
-    return tuple(name for name, fact in FACTS.items() if fact.kind in kinds.get(kind, (kind,)))
+    return tuple(name for name in known if FACTS[name].kind in kinds.get(kind, (kind,)))

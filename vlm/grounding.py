@@ -19,14 +19,16 @@ _LESION_WORDS = WORDS["tumour"]
 
 @dataclass(frozen=True)
 class Mention:
-    """classes: those among the given ones that the text names. others: names of known anatomy that is not among them.
+    """classes: those among the given ones that the text names, in the order of their first words there.
 
-    lesions: the text names a lesion in general ("mass", "tumour").
+    others: names of known anatomy that is not among them. lesions: the text names a lesion in general ("mass",
+    "tumour"). places: the classes that lesions are asked about in: "tumours in the liver".
     """
 
     classes: tuple[str, ...]
     others: tuple[str, ...]
     lesions: bool
+    places: tuple[str, ...] = ()
 
 
 def find_mentions(text: str, classes: tuple[str, ...]) -> Mention:
@@ -43,14 +45,14 @@ def find_mentions(text: str, classes: tuple[str, ...]) -> Mention:
         text = _pattern(friend).sub(" ", text)
     sides = {side for side in _SIDES if f" {side} " in text or f" {side}sided " in text}
     lesions = any(_pattern(word).search(text) for word in _LESION_WORDS)
-    named, covered = [], set[str]()
+    named, covered = dict[str, int](), set[str]()
     for name in classes:
         base, side = split_side(name)
         words = _words_of(name, base)
         hit = [word for word in words if _pattern(word).search(text)]
         covered |= {word for word in words}
         if (hit and (side is None or not sides or side in sides)) or (lesions and is_lesion(name) and not hit):
-            named.append(name)
+            named[name] = _first_place(text, hit or list(_LESION_WORDS), side)
     others = friends
     for word in OTHER_ANATOMY:
         plain, _ = split_side(word.replace(" ", "_"))
@@ -65,7 +67,35 @@ def find_mentions(text: str, classes: tuple[str, ...]) -> Mention:
         this_side = side is None or not sides or side in sides
         if foreign and this_side and any(_pattern(word).search(text) for word in _words_of(name, base)):
             longest.append(display(name))
-    return Mention(tuple(named), tuple(dict.fromkeys(longest)), lesions)
+    classes = tuple(sorted(named, key=lambda name: named[name]))
+    places = _places(text, classes) if lesions or any(map(is_lesion, classes)) else ()
+    return Mention(classes, tuple(dict.fromkeys(longest)), lesions, places)
+
+
+def _first_place(text: str, words: list[str], side: str | None) -> int:
+    """Where a class is first named by one of `words`, with its side where the text gives that beside them."""
+    found = [match.start() for word in words for match in _pattern(word).finditer(text)]
+    if side:
+        beside = [
+            match.start()
+            for word in words
+            for pattern in (rf" {side}(?: ?sided)? {re.escape(word)}", rf" {re.escape(word)}\w* (?:on|of) the {side} ")
+            for match in re.finditer(pattern, text)
+        ]
+        found = beside or found
+    return min(found, default=len(text))
+
+
+def _places(text: str, classes: tuple[str, ...]) -> tuple[str, ...]:
+    """The organs among `classes` whose names follow "in", "within" or "inside" directly."""
+    found = []
+    for name in classes:
+        base, side = split_side(name)
+        words = "|".join(re.escape(word) for word in _words_of(name, base))
+        sided = f"(?:{side} |both )?" if side else ""
+        if not is_lesion(name) and re.search(rf" (?:in|within|inside) (?:the )?{sided}(?:{words})(?:es|s)? ", text):
+            found.append(name)
+    return tuple(found)
 
 
 def mentions_in(text: str, options: tuple[str, ...], classes: tuple[str, ...]) -> Mention:

@@ -23,7 +23,7 @@ from seg_backbone.errors import CheckpointError
 from seg_backbone.io.atomic import replacing
 from seg_backbone.labels import display
 from vlm.data.threshold import parse_threshold
-from vlm.facts import NAMES, facts_of
+from vlm.facts import FIRST_FACTS, NAMES, facts_of
 from vlm.grounding import Mention, mentions_in
 from vlm.heads.pointer import MENTION, Pointer
 from vlm.heads.reading import Calibration, Focus, Reading
@@ -48,7 +48,7 @@ class VlmConfig:
 
     encoder, encoder_options: whose features these weights were trained on, see vlm.encoders. visual_channels,
     instance_channels: the encoder's. lora_rank 0: no adapter. lora_targets: linear layers, "all-linear" or names.
-    regression_scale: target -> (mean, standard deviation) in its unit.
+    regression_scale: target -> (mean, standard deviation) in its unit. facts: those the router tells apart, in order.
     """
 
     llm: str = DEFAULT_LLM
@@ -61,6 +61,7 @@ class VlmConfig:
     lora_alpha: int = 16
     lora_targets: str | tuple[str, ...] = "all-linear"
     regression_scale: dict[str, tuple[float, float]] | None = None
+    facts: tuple[str, ...] = NAMES
     name: str = "default"
 
 
@@ -93,7 +94,7 @@ class VisionLanguageModel(nn.Module):
         width = llm.get_input_embeddings().weight.shape[1]
         self.projector = Projector(width, config.visual_channels, config.instance_channels)
         self.pointer = Pointer(width)
-        self.router = Router(width)
+        self.router = Router(width, len(config.facts))
         self.quantiles = Quantiles(config.visual_channels, SCAN_FACTS)
         self.calibration = Calibration()
         self._names: dict[str, torch.Tensor] = {}
@@ -153,7 +154,10 @@ class VisionLanguageModel(nn.Module):
         if not (folder / CONFIG).is_file():
             raise CheckpointError(folder, f"a model folder with {CONFIG}", "none", "train one or use `default`")
         try:
-            config = VlmConfig(**json.loads((folder / CONFIG).read_text()))
+            data = json.loads((folder / CONFIG).read_text())
+            config = VlmConfig(**data | {"facts": tuple(data.get("facts", FIRST_FACTS))})
+            if strange := set(config.facts) - set(NAMES):
+                raise ValueError(f"facts this version does not know: {sorted(strange)}")
             llm, tokenizer = load_llm(config.llm, device)
             model = VisionLanguageModel(config, llm, tokenizer)
             state = {key: value.float() for key, value in load_file(folder / WEIGHTS).items()}
@@ -251,10 +255,11 @@ class VisionLanguageModel(nn.Module):
         mention = mentions_in(question.question, question.options, scene_classes(scene))
         scores = self.read(scene, opened, question.question, question.options, mention)
         selection = torch.sigmoid(scores.selection).cpu().numpy()
-        fact, probability, off_topic = route(scores.router, question.type, question.unit)
+        fact, probability, off_topic = route(scores.router, self.config.facts, question.type, question.unit)
         if focus:
             fact, off_topic = focus.fact, 0.0
-            probability = float(torch.softmax(scores.router, dim=0)[NAMES.index(fact)])
+            known = fact in self.config.facts
+            probability = float(torch.softmax(scores.router, 0)[self.config.facts.index(fact)]) if known else 1.0
             selection = np.array([float(instance.id in focus.instances) for instance in scene.instances])
         reading = Reading(
             question=question,
@@ -328,11 +333,16 @@ def quantile_inputs(scene: Scene, channels: int) -> tuple[torch.Tensor, torch.Te
     return torch.from_numpy(scene.visual[:, :channels].mean(axis=0)), torch.from_numpy(scene.facts)
 
 
-def route(logits: torch.Tensor, kind: str | None, unit: str | None = None) -> tuple[str, float, float]:
-    """The likeliest fact of a declared kind and unit, its probability there, and that of off_topic among all."""
+def route(
+    logits: torch.Tensor, facts: tuple[str, ...], kind: str | None, unit: str | None = None
+) -> tuple[str, float, float]:
+    """The likeliest fact of a declared kind and unit, its probability there, and that of off_topic among all.
+
+    facts: the names of the logits.
+    """
     everything = torch.softmax(logits, dim=0)
-    allowed = facts_of(kind, unit) or NAMES
-    mask = torch.tensor([name in allowed for name in NAMES])
+    allowed = facts_of(kind, unit, facts) or facts
+    mask = torch.tensor([name in allowed for name in facts], device=logits.device)
     inside = torch.softmax(logits.masked_fill(~mask, -1e4), dim=0)
     best = int(inside.argmax())
-    return NAMES[best], float(inside[best]), float(everything[NAMES.index("off_topic")])
+    return facts[best], float(inside[best]), float(everything[facts.index("off_topic")])

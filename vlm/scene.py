@@ -6,13 +6,14 @@ Positions enter in millimetres, so spacing, size and orientation of the file do 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from seg_backbone.geometry import Grid
 from seg_backbone.lesions import Instance, Instances
 from seg_backbone.predict import Features
+from seg_backbone.relations import Relations
 from vlm.encoders.pooling import instance_features, visual_cells
 from vlm.grounding import is_lesion
 
@@ -25,6 +26,7 @@ MAX_INSTANCES = 24  # the largest ones are shown; a scan rarely has more
 class Scene:
     """visual (cells, channels + 6) float32; pooled (K, channels) float32 and geometry (K, GEOMETRY) float32, one row
     an instance in the order of `instances`; facts (FACTS,) float32. classes: names that an instance could have.
+    relations: what code measures between instances.
     """
 
     source: str
@@ -37,6 +39,7 @@ class Scene:
     pooled: np.ndarray
     geometry: np.ndarray
     facts: np.ndarray
+    relations: Relations = field(default_factory=Relations)
 
 
 def build_scene(
@@ -65,6 +68,7 @@ def build_scene(
         instance_features(features, instances, shown, grid),
         describe(shown, modality, grid),
         scan_facts(modality, grid),
+        Relations(instances.map, grid),
     )
 
 

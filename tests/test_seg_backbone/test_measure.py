@@ -6,14 +6,7 @@ from scipy.ndimage import gaussian_filter
 from scipy.spatial.distance import cdist
 
 from seg_backbone.geometry import Grid
-from seg_backbone.lesions import Instance
-from seg_backbone.measure import (
-    PROPERTIES,
-    axial_axes,
-    center_distance_mm,
-    diameter_3d_mm,
-    distance_between_mm,
-)
+from seg_backbone.measure import axial_axes, diameter_3d_mm
 
 SEMI_AXES_MM = np.array([20.0, 12.0, 8.0])
 SPACING = np.array([0.7, 0.9, 2.0])
@@ -145,40 +138,3 @@ def test_equal_slices_give_the_superior_one():
     for direction, index in ((1.0, 4), (-1.0, 0)):
         grid = Grid((3, 3, 5), np.diag([1.0, 1.0, direction, 1.0]))
         assert axial_axes(np.ones(grid.shape, dtype=bool), grid).slice_index == index
-
-
-def test_distances_by_hand():
-    grid = Grid((20, 12, 12), np.diag([-1.0, 2.0, 3.0, 1.0]))
-    a, b, empty = (np.zeros(grid.shape, dtype=bool) for _ in range(3))
-    a[2:5, 2:5, 2:5] = True
-    b[10:15, 2:5, 2:5] = True
-    assert distance_between_mm(a, b, grid) == distance_between_mm(b, a, grid) == 6
-    assert center_distance_mm(a, b, grid) == 9
-    b[:] = False
-    b[7, 6, 5] = True
-    assert distance_between_mm(a, b, grid) == pytest.approx(np.sqrt(3**2 + 4**2 + 3**2))
-    b[3, 3, 3] = True  # inside a
-    assert distance_between_mm(a, b, grid) == 0
-    assert distance_between_mm(a, empty, grid) is None
-    assert center_distance_mm(empty, a, grid) is None
-
-
-@pytest.mark.parametrize("seed", range(4))
-def test_distance_parity_with_every_pair(seed):
-    rng = np.random.default_rng(seed)
-    noise = gaussian_filter(rng.normal(size=(14, 12, 10)), 2)
-    affine = np.eye(4)
-    affine[:3, :3] = rotation(25, 2) @ rotation(15, 0) @ np.diag([0.8, 1.1, 2.5])
-    grid = Grid(noise.shape, affine)
-    a, b = noise > np.quantile(noise, 0.85), noise < np.quantile(noise, 0.15)
-    worlds = [grid.voxel_to_world(np.argwhere(mask)) for mask in (a, b)]
-    assert distance_between_mm(a, b, grid) == pytest.approx(cdist(*worlds).min())
-
-
-def test_properties_name_fields_of_an_instance():
-    assert {p.attribute for p in PROPERTIES.values()} <= set(Instance.__dataclass_fields__)
-    assert PROPERTIES["long_axis_mm"].unit_on("MR") == "mm"
-    assert PROPERTIES["intensity_mean"].unit_on("CT") == "HU"
-    assert PROPERTIES["intensity_mean"].unit_on("MR") is None
-    words = [word for p in PROPERTIES.values() for word in p.words]
-    assert len(words) == len(set(words))

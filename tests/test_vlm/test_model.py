@@ -99,8 +99,8 @@ def test_a_declared_type_limits_the_facts() -> None:
     logits = torch.zeros(len(NAMES))
     logits[NAMES.index("count")] = 5.0
     logits[NAMES.index("volume")] = 3.0
-    assert route(logits, None)[0] == "count"
-    assert route(logits, "measurement")[0] == "volume" and "volume" in facts_of("regression")
+    assert route(logits, NAMES, None)[0] == "count"
+    assert route(logits, NAMES, "measurement")[0] == "volume" and "volume" in facts_of("regression")
 
 
 def test_prompt_pieces_make_the_templates_text() -> None:

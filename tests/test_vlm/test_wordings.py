@@ -2,12 +2,14 @@
 
 import math
 import re
+from pathlib import Path
 from random import Random
 
 import pytest
 import yaml
 
 from seg_backbone.errors import InputError
+from vlm.data import wordings
 from vlm.data.threshold import OPERATORS, Threshold, parse_threshold
 from vlm.data.wordings import PARTS, SLOTS, enumerate_things, placeholders, read_wordings
 from vlm.facts import FACTS
@@ -56,7 +58,7 @@ def test_a_phrase_carries_rank_side_and_size():
     threshold = Threshold("volume_ml", ">", 5.0, "ml")
     phrase = WORDINGS.phrase("liver", "train", random, rank="smallest", side="left", size=threshold)
     assert phrase["thing"] == f"the {phrase['noun']}"
-    assert "smallest" in phrase["things"]
+    assert any(word in phrase["things"] for word in WORDINGS.ranks["smallest"]["train"])
     assert "left" in phrase["things"]
     assert "livers" in phrase["things"]
     assert parse_threshold(phrase["thing"]) == threshold
@@ -150,18 +152,29 @@ def test_lists_read_as_prose():
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda data: data["facts"].pop("volume"), "volume"),
-        (lambda data: data["facts"]["side"]["heldout"].append(data["facts"]["side"]["train"][0]), "in both"),
-        (lambda data: data["facts"]["side"]["train"].append("Where is {organ}?"), "organ"),
-        (lambda data: data.pop("names"), "names"),
+        (lambda train, held: train["facts"].pop("volume"), "volume"),
+        (
+            lambda train, held: held["facts"]["side"]["wordings"].append(train["facts"]["side"]["wordings"][0]),
+            "in both",
+        ),
+        (lambda train, held: train["facts"]["side"]["wordings"].append("Where is {organ}?"), "organ"),
+        (lambda train, held: held.pop("names"), "names"),
     ],
 )
 def test_a_faulty_table_is_refused(tmp_path, spoil, message):
-    from vlm.data import wordings
-
-    data = yaml.safe_load(wordings.Path(wordings.__file__).with_name("wordings.yaml").read_text())
-    spoil(data)
-    path = tmp_path / "wordings.yaml"
-    path.write_text(yaml.safe_dump(data))
+    folder = Path(wordings.__file__).parent
+    tables = [yaml.safe_load((folder / f"wordings_{part}.yaml").read_text()) for part in PARTS]
+    spoil(*tables)
+    for part, table in zip(PARTS, tables, strict=True):
+        (tmp_path / f"wordings_{part}.yaml").write_text(yaml.safe_dump(table))
     with pytest.raises(InputError, match=message):
-        read_wordings(path)
+        read_wordings(tmp_path)
+
+
+def test_a_term_stands_in_a_frame():
+    random, fact = Random(0), next(fact for fact in FACTS if WORDINGS.terms[fact]["train"])
+    slots = {"thing": "the XX", "noun": "XX", "a": "the XX", "b": "the YY"}
+    texts = [WORDINGS.fill(fact, "train", random, **slots).lower() for _ in range(300)]
+    used = {term for term in WORDINGS.terms[fact]["train"] if any(term.lower() in text for text in texts)}
+    assert len(used) > len(WORDINGS.terms[fact]["train"]) / 2
+    assert all("xx" in text and "{" not in text for text in texts)

@@ -1,8 +1,8 @@
 """Wordings: from what a question is about to how somebody might type it.
 
-Enters a fact and the structures it concerns, leaves one line of text. The table of wordings is `wordings.yaml`, in two
-parts that share nothing: `train`, and `heldout` to measure whether a wording never seen is understood. Typing is
-varied too: case, missing punctuation, a polite start and, in `train` only, a slip of the fingers.
+Enters a fact and the structures it concerns, leaves one line of text. The tables are two files that share nothing:
+`wordings_train.yaml`, and `wordings_heldout.yaml` to measure whether a wording never seen is understood. Typing is
+varied too: case, missing punctuation, a polite start and, in training only, a slip of the fingers.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from random import Random
 from string import Formatter
@@ -30,6 +31,7 @@ SPELLINGS = {  # how a unit may be typed -> base units in one
     "mm": {"mm": 1.0, "cm": 10.0, "millimetres": 1.0},
 }
 PREFIX, LOWER, UPPER, BARE, TYPO = 0.06, 0.2, 0.01, 0.25, 0.05  # shares of the questions typed so
+FRAMED = 0.5  # share of the questions made of a term in a frame, where a fact has terms
 
 Texts = tuple[str, ...]
 Parts = Mapping[str, Texts]  # part -> alternatives
@@ -37,18 +39,22 @@ Parts = Mapping[str, Texts]  # part -> alternatives
 
 @dataclass(frozen=True)
 class Wordings:
-    """The content of wordings.yaml (see its comments).
+    """The content of the two files (see the comments of wordings_train.yaml).
 
-    facts: fact -> part -> wordings. names: class or group -> part -> (singular, plural) pairs. groups: name -> classes.
-    ranks: one of RANKS -> part -> words. sided, prefixes: part -> texts. sized: operator -> part -> texts.
-    extra_names: display names of classes outside the vocabulary.
+    facts: fact -> part -> wordings. terms: fact -> part -> noun phrases for the frames, () where it has none. frames:
+    what a fact takes ("one", "pair") -> part -> frames. names: class or group -> part -> (singular, plural) pairs.
+    groups: name -> classes. ranks: one of RANKS -> part -> words. sided, placed, prefixes: part -> texts. sized:
+    operator -> part -> texts. extra_names: display names of classes outside the vocabulary.
     """
 
     facts: Mapping[str, Parts]
+    terms: Mapping[str, Parts]
+    frames: Mapping[str, Parts]
     names: Mapping[str, Mapping[str, tuple[tuple[str, str], ...]]]
     groups: Mapping[str, Texts]
     ranks: Mapping[str, Parts]
     sided: Parts
+    placed: Parts
     sized: Mapping[str, Parts]
     prefixes: Parts
     extra_names: Texts
@@ -62,7 +68,11 @@ class Wordings:
         fitting = [text for text in self.facts[fact][part] if _fits(placeholders(text), slots)]
         if not fitting:
             raise InputError("wordings", f"a {part} wording of {fact} for {sorted(slots)}", "none", "add one")
-        wording = random.choice(fitting)
+        wording, terms = random.choice(fitting), self.terms[fact][part]
+        if terms and random.random() < FRAMED:
+            frames = self.frames.get(FACTS[fact].takes, {}).get(part, ())
+            framed = [text for text in frames if _fits(placeholders(text) - {"term"}, slots)]
+            wording = random.choice(framed).replace("{term}", random.choice(terms)) if framed else wording
         if part == "train" and random.random() < TYPO:
             wording = _slip(wording, random)
         text = wording.format(**slots)
@@ -91,10 +101,11 @@ class Wordings:
         rank: str | None = None,
         side: str | None = None,
         size: Threshold | None = None,
+        place: str | None = None,
     ) -> dict[str, str]:
         """The slots thing, noun, some and things of a class or group, as "the largest tumour".
 
-        rank: one of RANKS. side: "left" or "right". size: only those that it keeps.
+        rank: one of RANKS. side: "left" or "right". size: only those that it keeps. place: the class they lie in.
         """
         one, many = self.name(label, part, random)
         if rank:
@@ -103,6 +114,9 @@ class Wordings:
         if side:
             form = random.choice(self.sided[part])
             one, many = (form.format(noun=noun, side=side) for noun in (one, many))
+        if place:
+            form, where = random.choice(self.placed[part]), self.name(place, part, random)[0]
+            one, many = (form.format(noun=noun, place=where) for noun in (one, many))
         if size:
             words = self.size(size, part, random)
             one, many = f"{one} {words}", f"{many} {words}"
@@ -115,36 +129,47 @@ class Wordings:
         return random.choice(self.sized[threshold.op][part]).format(size=f"{threshold.value / factor:g} {unit}")
 
 
-def read_wordings(path: str | Path | None = None) -> Wordings:
-    """Read and check a table of wordings; without a path the one that ships. Raises InputError.
+@lru_cache(maxsize=4)
+def read_wordings(folder: str | Path | None = None) -> Wordings:
+    """Read and check wordings_train.yaml and wordings_heldout.yaml in a folder; without one those that ship.
 
-    Every fact has both parts, no wording is in both, and placeholders are among SLOTS.
+    Raises InputError: every fact has wordings in both parts, none is in both, and placeholders are among SLOTS.
     """
-    path = Path(path) if path else Path(__file__).with_name("wordings.yaml")
+    folder = Path(folder) if folder else Path(__file__).parent
+    paths = {part: folder / f"wordings_{part}.yaml" for part in PARTS}
+    path = folder
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        data = {}
+        for part, path in paths.items():
+            data[part] = yaml.load(path.read_text(encoding="utf-8"), yaml.CSafeLoader)
+            if missing := [fact for fact in FACTS if not data[part]["facts"].get(fact, {}).get("wordings")]:
+                raise InputError(path, "wordings for every fact", f"none for {', '.join(missing)}", "add them")
+        train = data["train"]
         wordings = Wordings(
-            facts={fact: _parts(parts) for fact, parts in data["facts"].items()},
-            names={n: {p: tuple(parts[p].items()) for p in PARTS} for n, parts in data["names"].items()},
-            groups={name: tuple(labels) for name, labels in data["groups"].items()},
-            ranks={rank: _parts(data["ranks"][rank]) for rank in RANKS},
-            sided=_parts(data["sided"]),
-            sized={op: _parts(parts) for op, parts in data["sized"].items()},
-            prefixes=_parts(data["prefixes"]),
-            extra_names=tuple(data["extra_names"]),
+            facts={fact: _parts(data, "facts", fact, "wordings") for fact in FACTS},
+            terms={
+                fact: {part: _texts(data[part]["facts"][fact].get("terms", ())) for part in PARTS} for fact in FACTS
+            },
+            frames={takes: _parts(data, "frames", takes) for takes in train["frames"]},
+            names={n: {p: tuple(data[p]["names"][n].items()) for p in PARTS} for n in train["names"]},
+            groups={name: tuple(labels) for name, labels in train["groups"].items()},
+            ranks={rank: _parts(data, "ranks", rank) for rank in RANKS},
+            sided=_parts(data, "sided"),
+            placed=_parts(data, "placed"),
+            sized={op: _parts(data, "sized", op) for op in train["sized"]},
+            prefixes=_parts(data, "prefixes"),
+            extra_names=tuple(train["extra_names"]),
         )
     except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
-            path, "a table of wordings", f"something else ({error})", "see vlm/data/wordings.yaml"
+            path, "a table of wordings", f"something else ({error})", "see vlm/data/wordings_train.yaml"
         ) from None
-    if missing := [fact for fact in FACTS if fact not in wordings.facts]:
-        raise InputError(path, "wordings for every fact", f"none for {', '.join(missing)}", "add them")
     for fact, parts in wordings.facts.items():
         if shared := {text.lower() for text in parts["train"]} & {text.lower() for text in parts["heldout"]}:
             raise InputError(path, f"{fact} wordings in one part only", f"{min(shared)!r} in both", "remove one")
-        for text in (*parts["train"], *parts["heldout"]):
+        for file, text in ((paths[part], text) for part in PARTS for text in parts[part]):
             if unknown := placeholders(text) - set(SLOTS):
-                raise InputError(path, f"placeholders among {SLOTS}", f"{sorted(unknown)} in {text!r}", "correct it")
+                raise InputError(file, f"placeholders among {SLOTS}", f"{sorted(unknown)} in {text!r}", "correct it")
     return wordings
 
 
@@ -159,8 +184,19 @@ def enumerate_things(things: Iterable[str]) -> str:
     return f"{', '.join(first)} and {last}" if first else last
 
 
-def _parts(data: Any) -> Parts:
-    return {part: tuple(str(text) for text in data[part]) for part in PARTS}
+def _parts(data: Mapping[str, Any], *keys: str) -> Parts:
+    """The texts under `keys` in both files."""
+    found = {}
+    for part in PARTS:
+        value = data[part]
+        for key in keys:
+            value = value[key]
+        found[part] = _texts(value)
+    return found
+
+
+def _texts(values: Iterable[Any]) -> Texts:
+    return tuple(str(value) for value in values)
 
 
 def _fits(names: set[str], slots: Mapping[str, str]) -> bool:

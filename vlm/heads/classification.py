@@ -6,53 +6,21 @@ instances; the modality off the scan; anything else is the likelihood of each op
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import numpy as np
 
-from seg_backbone.labels import canonical, display
+from seg_backbone.labels import display
 from seg_backbone.lesions import Instance
+from vlm.grounding import is_lesion
+from vlm.heads import rules
+from vlm.heads.choose import choose, match_option
 from vlm.heads.reading import Reading, evidence, none_found
-
-_SAME = {
-    "yes": ("yes", "present", "true", "visible", "positive"),
-    "no": ("no", "absent", "false", "not visible", "negative"),
-    "single": ("single", "one", "solitary", "1", "only one"),
-    "multiple": ("multiple", "several", "more than one", "many"),
-    "ct": ("ct", "computed tomography", "cat scan"),
-    "mr": ("mr", "mri", "magnetic resonance", "magnetic resonance imaging"),
-    "midline": ("midline", "middle", "central", "centre", "center"),
-}
 
 
 def decode(reading: Reading) -> dict[str, Any]:
     """choice (or choices for `contents`) in the words of the question's options where there are any."""
     return _READ[reading.fact](reading)
-
-
-def match_option(value: str, options: tuple[str, ...]) -> str | None:
-    """The option that says `value`, by synonyms, class names and whole words; None where none does."""
-    wanted = value.lower()
-    same = {wanted, *_SAME.get(wanted, ()), display(canonical(value)).lower(), canonical(value)}
-    for option in options:
-        plain = re.sub(r"[^a-z0-9_% ]+", "", option.lower()).strip()
-        if plain in same or canonical(option) in same:
-            return option
-    for option in options:
-        words = set(re.findall(r"[a-z]+", option.lower()))
-        if wanted in words and not (wanted in ("left", "right") and {"left", "right"} <= words):
-            return option
-    return None
-
-
-def _choose(reading: Reading, value: str, text: str, instances: list[Instance], confidence: float) -> dict[str, Any]:
-    options = reading.question.options
-    choice = match_option(value, options) if options else value
-    if choice is None:
-        reason = f"the answer ({value}) is none of the options"
-        return {"text": text, "abstained": True, "reason": reason, "evidence": evidence(instances)}
-    return {"text": text, "choice": choice, "evidence": evidence(instances), "confidence": confidence}
 
 
 def _presence(reading: Reading) -> dict[str, Any]:
@@ -63,12 +31,12 @@ def _presence(reading: Reading) -> dict[str, Any]:
         if named:
             instance = max(named, key=lambda i: i.volume_ml)
             text = f"The {display(instance.label)}."
-            return _choose(reading, instance.label, text, [instance], reading.confidence([instance]))
+            return choose(reading, instance.label, text, [instance], reading.confidence([instance]))
     if chosen:
         text = f"Yes, there {'is a' if len(chosen) == 1 else f'are {len(chosen)}'} {display(chosen[0].label)}."
         text = text if len(chosen) == 1 else f"Yes, {len(chosen)} were found."
-        return _choose(reading, "yes", text, chosen, reading.confidence(chosen))
-    return _choose(reading, "no", f"No, no {thing} was found.", [], reading.confidence([]))
+        return choose(reading, "yes", text, chosen, reading.confidence(chosen))
+    return choose(reading, "no", f"No, no {thing} was found.", [], reading.confidence([]))
 
 
 def _side(reading: Reading) -> dict[str, Any]:
@@ -77,7 +45,7 @@ def _side(reading: Reading) -> dict[str, Any]:
         return none_found(reading)
     where = "in the midline" if instance.side == "midline" else f"on the {instance.side}"
     text = f"The {display(instance.label)} is {where}."
-    return _choose(reading, instance.side, text, [instance], reading.confidence([instance]))
+    return choose(reading, instance.side, text, [instance], reading.confidence([instance]))
 
 
 def _multiplicity(reading: Reading) -> dict[str, Any]:
@@ -86,27 +54,81 @@ def _multiplicity(reading: Reading) -> dict[str, Any]:
         return none_found(reading)
     value = "single" if len(chosen) == 1 else "multiple"
     text = f"{value.capitalize()}: {len(chosen)} found."
-    return _choose(reading, value, text, chosen, reading.confidence(chosen))
+    return choose(reading, value, text, chosen, reading.confidence(chosen))
 
 
 def _larger(reading: Reading) -> dict[str, Any]:
-    order = np.argsort(-reading.selection, kind="stable")[:2]
-    if len(order) < 2 or reading.selection[order].min() < 0.25:
+    pair = reading.pair()
+    if pair is None:
         return none_found(reading)
-    pair = sorted((reading.scene.instances[n] for n in order), key=lambda i: -i.volume_ml)
-    first, second = (display(instance.label) for instance in pair)
-    volumes = tuple(f"{instance.volume_ml:.1f} ml" for instance in pair)
+    ordered = sorted(pair, key=lambda i: -i.volume_ml)
+    first, second = (display(instance.label) for instance in ordered)
+    volumes = tuple(f"{instance.volume_ml:.1f} ml" for instance in ordered)
     text = f"The {first} is larger: {volumes[0]} against {volumes[1]} for the {second}."
     if first == second:
         text = f"The larger {first} has {volumes[0]}, the other {volumes[1]}."
-    value = pair[0].label
+    return _which(reading, ordered, text)
+
+
+def _denser(reading: Reading) -> dict[str, Any]:
+    pair = reading.pair()
+    if pair is None or any(instance.intensity_mean is None for instance in pair):
+        return none_found(reading)
+    ordered = sorted(pair, key=lambda i: -(i.intensity_mean or 0.0))
+    unit = " HU" if reading.scene.modality == "CT" else ""
+    means = tuple(f"{instance.intensity_mean:.0f}{unit}" for instance in ordered)
+    text = (
+        f"The {display(ordered[0].label)} is denser: {means[0]} against {means[1]} of the {display(ordered[1].label)}."
+    )
+    return _which(reading, ordered, text)
+
+
+def _which(reading: Reading, ordered: list[Instance], text: str) -> dict[str, Any]:
+    """The first of two as a class name, or by its side where the options are sides."""
+    value = ordered[0].label
     if reading.question.options and match_option(value, reading.question.options) is None:
-        value = pair[0].side
-    return _choose(reading, value, text, pair, reading.confidence(pair))
+        value = ordered[0].side
+    return choose(reading, value, text, ordered, reading.confidence(ordered))
+
+
+def _nearest(reading: Reading) -> dict[str, Any]:
+    instance = reading.one()
+    if instance is None:
+        return none_found(reading)
+    organ = reading.scene.relations.nearest(instance, _organs(reading))
+    if organ is None:
+        reason = "the mask holds no organ that it could be near to"
+        return {"text": f"I cannot tell: {reason}.", "abstained": True, "reason": reason}
+    gap = reading.scene.relations.gap_mm(instance, organ)
+    text = f"The {display(instance.label)} lies in or next to the {display(organ.label)} ({gap:.0f} mm)."
+    used = [instance, organ]
+    return choose(reading, organ.label, text, used, reading.confidence(used))
+
+
+def _most_affected(reading: Reading) -> dict[str, Any]:
+    lesions = [i for i in reading.selected() if is_lesion(i.label)]
+    held: dict[str, list[Instance]] = {}
+    for lesion in lesions:
+        if organ := reading.scene.relations.nearest(lesion, _organs(reading)):
+            held.setdefault(organ.label, []).append(lesion)
+    if not held:
+        return none_found(reading)
+    volumes = {label: sum(i.volume_ml for i in some) for label, some in held.items()}
+    label = max(volumes, key=lambda name: volumes[name])
+    listed = ", ".join(f"{display(name)} {volume:.1f} ml" for name, volume in sorted(volumes.items()))
+    text = f"The {display(label)}. Lesions by the nearest organ: {listed}."
+    return choose(reading, label, text, held[label], reading.confidence(lesions))
+
+
+def _organs(reading: Reading) -> list[Instance]:
+    """The structures that a lesion may lie in: those that the options say, or those that the question names, or all."""
+    organs = [i for i in reading.scene.instances if not is_lesion(i.label)]
+    optional = [i for i in organs if match_option(i.label, reading.question.options)]
+    return optional or [i for i in organs if i.label in reading.mention.classes] or organs
 
 
 def _modality(reading: Reading) -> dict[str, Any]:
-    return _choose(
+    return choose(
         reading, reading.scene.modality, f"This is a {reading.scene.modality} scan.", [], reading.fact_probability
     )
 
@@ -116,7 +138,7 @@ def _region(reading: Reading) -> dict[str, Any]:
     organs = [i for i in reading.scene.instances if i.label in HEAD_AND_NECK]
     if len(organs) >= 2 and (choice := match_option(REGIONS[0], options)):  # what is in view tells where we are
         text = f"Head and neck: {', '.join(display(i.label) for i in organs)} in view."
-        return _choose(reading, choice, text, organs, reading.fact_probability)
+        return choose(reading, choice, text, organs, reading.fact_probability)
     scores = reading.score_options(options)
     best = int(np.argmax(scores))
     confidence = reading.fact_probability * float(scores[best])
@@ -137,6 +159,7 @@ def _contents(reading: Reading) -> dict[str, Any]:
 
 HEAD_AND_NECK = ("brainstem", "parotid_right", "parotid_left", "larynx", "mandible")
 REGIONS = ("head and neck", "limb or trunk soft tissue")
+RULED = ("outlier", "clustered", "enlarged", "asymmetric", "composition", "fatty", "size_category", "measurable")
 _READ = {
     "presence": _presence,
     "side": _side,
@@ -145,4 +168,8 @@ _READ = {
     "modality": _modality,
     "region": _region,
     "contents": _contents,
+    "denser": _denser,
+    "nearest": _nearest,
+    "most_affected": _most_affected,
+    **dict.fromkeys(RULED, rules.decode),
 }

@@ -1,14 +1,17 @@
-"""Measurement: a measured property of the instance selected, or the distance between two."""
+"""Measurement: a measured property of the instance selected, or a measure of how several relate."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from seg_backbone.labels import display
 from seg_backbone.lesions import Instance
+from vlm.data.wordings import enumerate_things
 from vlm.facts import FACTS, UNITS
+from vlm.grounding import is_lesion
 from vlm.heads.reading import Reading, evidence, none_found
 
 _SAYS = {
@@ -16,55 +19,166 @@ _SAYS = {
     "short_axis": "The {thing} has a short axis of {value}.",
     "diameter_3d": "The {thing} has a largest 3D diameter of {value}.",
     "craniocaudal": "The {thing} extends {value} from top to bottom.",
+    "anteroposterior": "The {thing} extends {value} from front to back.",
+    "transverse": "The {thing} extends {value} from left to right.",
     "volume": "The {thing} has a volume of {value}.",
+    "surface_area": "The {thing} has a surface of {value}.",
     "intensity": "The {thing} has a mean {what} of {value}.",
+    "intensity_spread": "The {what} of the {thing} has a standard deviation of {value}.",
+    "slice": "The {thing} is largest on axial slice {value}, counted from 0 in the file.",
     "distance": "The centres of the {a} and the {b} are {value} apart.",
+    "gap": "The {a} and the {b} come within {value} of each other (between voxel centres).",
+    "volume_difference": "The {a} is {value} larger than the {b}.",
+    "intensity_difference": "The mean {what} of the {a} is {value} above that of the {b}.",
+    "intensity_ratio": "The mean {what} of the {a} is {value} times that of the {b}.",
+    "share": "The {a} makes up {value} of the {b}.",
+    "total_volume": "Together they have a volume of {value}: {things}.",
 }
 
 
-def decode(reading: Reading) -> dict[str, Any]:
-    """value in `unit`: the unit asked for where it fits the fact, else mm, ml or HU; unit None for MR intensities.
+class Measured(NamedTuple):
+    """value in the fact's unit, of `instances`; words: what the sentence says besides."""
 
-    Abstains where the instance meant is not in the mask.
+    value: float
+    instances: list[Instance]
+    words: dict[str, str]
+
+
+def decode(reading: Reading) -> dict[str, Any]:
+    """value in `unit`: the unit asked for where it fits the fact, else the fact's; unit None for MR intensities.
+
+    Abstains where an instance meant is not in the mask.
     """
-    if reading.fact == "distance":
-        return _distance(reading)
+    found = _MEASURES.get(reading.fact, _of_one)(reading)
+    return none_found(reading) if found is None else _say(reading, found)
+
+
+def _of_one(reading: Reading) -> Measured | None:
     instance = reading.one()
     attribute = FACTS[reading.fact].attribute
     value = getattr(instance, attribute) if instance is not None and attribute else None
+    return _single(reading, instance, value)
+
+
+def _surface_area(reading: Reading) -> Measured | None:
+    instance = reading.one()
+    area = None if instance is None else reading.scene.relations.surface_area_cm2(instance)
+    return _single(reading, instance, area)
+
+
+def _slice(reading: Reading) -> Measured | None:
+    instance = reading.one()
+    return _single(reading, instance, None if instance is None else float(instance.slice["index"]))
+
+
+def _single(reading: Reading, instance: Instance | None, value: float | None) -> Measured | None:
     if instance is None or value is None:
-        return none_found(reading)
-    return _say(reading, float(value), [instance], thing=_name(reading, instance))
+        return None
+    return Measured(float(value), [instance], {"thing": _name(reading, instance)})
 
 
-def _distance(reading: Reading) -> dict[str, Any]:
-    """Between the centroids of the two likeliest instances."""
-    order = np.argsort(-reading.selection, kind="stable")[:2]
-    if len(order) < 2 or reading.selection[order].min() < 0.25:
-        return none_found(reading)
-    first, second = (reading.scene.instances[n] for n in order)
-    value = float(np.linalg.norm(np.subtract(first.center_mm, second.center_mm)))
-    return _say(reading, value, [first, second], a=display(first.label), b=display(second.label))
+def _distance(reading: Reading) -> Measured | None:
+    return _of_pair(reading, lambda a, b: float(np.linalg.norm(np.subtract(a.center_mm, b.center_mm))))
 
 
-def _say(reading: Reading, value: float, instances: list[Instance], **words: str) -> dict[str, Any]:
-    unit = FACTS[reading.fact].unit
+def _gap(reading: Reading) -> Measured | None:
+    return _of_pair(reading, reading.scene.relations.gap_mm)
+
+
+def _volume_difference(reading: Reading) -> Measured | None:
+    return _of_pair(reading, lambda a, b: a.volume_ml - b.volume_ml, higher_first=True)
+
+
+def _intensity_difference(reading: Reading) -> Measured | None:
+    return _of_pair(reading, lambda a, b: _mean(a) - _mean(b), higher_first=True)
+
+
+def _intensity_ratio(reading: Reading) -> Measured | None:
+    pair = reading.pair()
+    if pair is None or not _mean(pair[1]):
+        return None
+    return _of_pair(reading, lambda a, b: _mean(a) / _mean(b))
+
+
+def _of_pair(
+    reading: Reading, measure: Callable[[Instance, Instance], float], higher_first: bool = False
+) -> Measured | None:
+    """A measure of the two instances in the order of the question's words, or so that it is not negative."""
+    pair = reading.pair()
+    if pair is None:
+        return None
+    first, second = pair
+    if higher_first and measure(first, second) < 0:
+        first, second = second, first
+    words = {"a": _name(reading, first), "b": _name(reading, second)}
+    return Measured(measure(first, second), [first, second], words)
+
+
+def _share(reading: Reading) -> Measured | None:
+    """Lesions: their part of the organ and themselves together (a mask of an organ leaves out its lesions). Else: the
+    volume of the structure named first in per cent of the other's."""
+    chosen = reading.selected()
+    lesions = [i for i in chosen if is_lesion(i.label)]
+    if lesions and (others := [i for i in chosen if not is_lesion(i.label)]):
+        part, whole = lesions, lesions + others
+        names = {"a": display(lesions[0].label), "b": enumerate_things(dict.fromkeys(display(i.label) for i in others))}
+    elif pair := reading.pair():
+        part, whole = [pair[0]], [pair[1]]
+        names = {"a": _name(reading, pair[0]), "b": _name(reading, pair[1])}
+    else:
+        return None
+    value = 100 * _volume(part) / _volume(whole)
+    return Measured(value, list({i.id: i for i in (*part, *whole)}.values()), names)
+
+
+def _total_volume(reading: Reading) -> Measured | None:
+    chosen = reading.selected()
+    if not chosen:
+        return None
+    things = enumerate_things(f"{_name(reading, i)} {i.volume_ml:.1f} ml" for i in chosen)
+    return Measured(_volume(chosen), chosen, {"things": things})
+
+
+_MEASURES: dict[str, Callable[[Reading], Measured | None]] = {
+    "surface_area": _surface_area,
+    "slice": _slice,
+    "distance": _distance,
+    "gap": _gap,
+    "volume_difference": _volume_difference,
+    "intensity_difference": _intensity_difference,
+    "intensity_ratio": _intensity_ratio,
+    "share": _share,
+    "total_volume": _total_volume,
+}
+
+
+def _say(reading: Reading, found: Measured) -> dict[str, Any]:
+    value, unit = found.value, FACTS[reading.fact].unit
     what = "attenuation"
-    if reading.fact == "intensity" and reading.scene.modality != "CT":
+    if reading.scene.modality != "CT" and reading.fact.startswith("intensity"):
         unit, what = None, "signal (arbitrary units)"
     base, factor = UNITS.get((reading.question.unit or unit or "").lower(), (unit, 1.0))
     if base == unit and reading.question.unit and unit is not None:
         value, unit = value * factor, reading.question.unit
     value = round(value, 3)
-    shown = f"{value:.0f}" if abs(value) >= 10 else f"{value:.1f}" if abs(value) >= 1 else f"{value:.2g}"
-    text = _SAYS[reading.fact].format(value=f"{shown} {unit}" if unit else shown, what=what, **words)
+    size = abs(value)
+    shown = f"{value:.0f}" if size >= 10 or unit == "slice" else f"{value:.1f}" if size >= 1 else f"{value:.2g}"
+    with_unit = f"{shown} {unit}" if unit and unit != "slice" else shown
     return {
-        "text": text,
+        "text": _SAYS[reading.fact].format(value=with_unit, what=what, **found.words),
         "value": value,
         "unit": unit,
-        "evidence": evidence(instances),
-        "confidence": reading.confidence(instances),
+        "evidence": evidence(found.instances),
+        "confidence": reading.confidence(found.instances),
     }
+
+
+def _volume(instances: list[Instance]) -> float:
+    return sum(instance.volume_ml for instance in instances)
+
+
+def _mean(instance: Instance) -> float:
+    return instance.intensity_mean or 0.0
 
 
 def _name(reading: Reading, instance: Instance) -> str:

@@ -13,7 +13,8 @@ from scipy.special import expit, logit
 from seg_backbone.labels import display
 from seg_backbone.lesions import Instance
 from vlm.data.threshold import Threshold
-from vlm.grounding import Mention
+from vlm.facts import FACTS
+from vlm.grounding import Mention, is_lesion
 from vlm.scene import Scene
 from vlm.schema import Question
 
@@ -76,9 +77,12 @@ class Reading:
     calibration: Calibration = field(default_factory=Calibration)
 
     def selected(self) -> list[Instance]:
-        """The instances meant, most probable first, after a size threshold in the question's words."""
+        """The instances meant, most probable first, after a size threshold and a place ("in the liver") in words."""
         order = np.argsort(-self.selection, kind="stable")
         chosen = [self.scene.instances[n] for n in order if self.selection[n] >= SELECT]
+        if self.mention.places and FACTS[self.fact].takes != "pair" and self.fact != "share":
+            homes = ((i, self.home(i)) for i in chosen if is_lesion(i.label))
+            chosen = [i for i, home in homes if home is not None and home.label in self.mention.places]
         return [i for i in chosen if self.threshold is None or self.threshold.keeps(i)]
 
     def one(self) -> Instance | None:
@@ -89,12 +93,32 @@ class Reading:
         chosen = self.selected()
         if chosen:
             return max(chosen, key=lambda i: i.volume_ml)
-        if len(self.selection) and self.threshold is None and self.selection.max() >= SELECT / 2:
+        filtered = self.threshold is not None or bool(self.mention.places)
+        if len(self.selection) and not filtered and self.selection.max() >= SELECT / 2:
             return self.scene.instances[int(self.selection.argmax())]
         named = [i for i in self.scene.instances if i.label in self.mention.classes]
-        if len(named) == 1 and not (self.lacking or self.threshold or FURTHER.search(self.question.question.lower())):
+        if len(named) == 1 and not (self.lacking or filtered or FURTHER.search(self.question.question.lower())):
             return named[0]
         return None
+
+    def pair(self) -> tuple[Instance, Instance] | None:
+        """The two instances meant, in the order in which the question names them; None where they are not clear.
+
+        The two likeliest above SELECT / 2; failing that, the only instances of the two classes that the question names.
+        """
+        order = np.argsort(-self.selection, kind="stable")[:2]
+        two = [self.scene.instances[n] for n in order if self.selection[n] >= SELECT / 2]
+        if len(two) < 2 and not self.lacking:
+            two = [i for i in self.scene.instances if i.label in self.mention.classes]
+        if len(two) != 2:
+            return None
+        named = {label: place for place, label in enumerate(self.mention.classes)}
+        first, second = sorted(two, key=lambda i: (named.get(i.label, len(named)), i.rank))
+        return first, second
+
+    def home(self, lesion: Instance) -> Instance | None:
+        """The structure that a lesion lies in, see Relations."""
+        return self.scene.relations.home(lesion, (i for i in self.scene.instances if not is_lesion(i.label)))
 
     def confidence(self, instances: list[Instance]) -> float:
         """Probability that fact, selection and masks are all right, taken as independent.

@@ -5,15 +5,13 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from vlm.facts import NAMES
-
 
 class Router(nn.Module):
-    """question (Q, W) states -> (Q, facts) logits in the order of vlm.facts.NAMES."""
+    """question (Q, W) states -> (Q, facts) logits, in the order of the facts that the checkpoint knows."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, facts: int) -> None:
         super().__init__()
-        self.layers = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 192), nn.GELU(), nn.Linear(192, len(NAMES)))
+        self.layers = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 192), nn.GELU(), nn.Linear(192, facts))
 
     def forward(self, question: torch.Tensor) -> torch.Tensor:
         return self.layers(question)

@@ -35,6 +35,8 @@ from vlm.schema import Answer, Question
 # The words, as patterns over lower-case text in which everything but letters, digits and % is a space.
 LEAD = r"^(?:(?:and|but|also|now|then|so|ok|okay|what about|how about|what of|tell me about) )+"
 FACT_WORDS = {  # tried in this order
+    "gap": r"gap|(?:shortest|smallest|minimal|minimum|surface) distance",
+    "denser": r"denser(?= than )|which (?:one |of them |of the two |of these )?is (?:the )?denser(?: one)?",
     "distance": r"how (?:far|close|near)(?: apart| away)?|distance|far apart",
     "larger": r"(?:larger|bigger|smaller|greater)(?= than )|compare[ds]?|comparison"
     r"|which (?:one |of them |of the two |of these )?is (?:the )?(?:larger|bigger)(?: one)?",
@@ -42,6 +44,12 @@ FACT_WORDS = {  # tried in this order
     "short_axis": r"short(?:est)? axis|minor axis|perpendicular diameter|width|how (?:wide|broad|thick|narrow)",
     "diameter_3d": r"(?:largest |maximum |max )?(?:3d|three dimensional) diameter|diameter in 3d",
     "craniocaudal": r"craniocaudal(?: extent| length| diameter)?|height|how tall",
+    "anteroposterior": r"antero ?posterior(?: extent| length| diameter)?|ap (?:extent|length|diameter)|depth|how deep",
+    "transverse": r"transverse(?: extent| length| diameter)|left to right extent|lateral extent",
+    "surface_area": r"surface(?: area)?",
+    "intensity_spread": r"(?:standard deviation|spread|heterogeneity)(?: of (?:its |the )?(?:hu|intensity|density))?"
+    r"|how heterogeneous",
+    "slice": r"(?:which|what) slice|slice number|slice index",
     "volume": r"volume|how voluminous|how many (?:ml|cc|millilit(?:re|er)s)"
     r"|(?:how big|how large|size)(?=.* (?:ml|cc) )",
     "intensity": r"intensity|density|how (?:dense|bright)|attenuation|hounsfield(?: units?| value)?|hu",
@@ -65,7 +73,9 @@ RANKS = {  # place by volume, largest first; -1 is the last
     1: r"largest|biggest|greatest|(?:larger|bigger)(?= one| of )|first",
     -1: r"smallest|tiniest|smaller(?= one| of )|last",
 }
-BEFORE_TARGET = {"distance": r"from|to|and", "larger": r"than|with|to|against|and"}
+BEFORE_TARGET = dict.fromkeys(("distance", "gap"), r"from|to|and") | dict.fromkeys(
+    ("larger", "denser"), r"than|with|to|against|and"
+)
 SIZES = (
     r"\d[\d ]*(?:mm|cm|ml|cc|l)[23]?|(?:no |not )?(?:larger|bigger|greater|smaller|longer|shorter|more|less)(?: than)?"
     r"|over|under|above|below|exceeding|at least|at most|or"
@@ -90,6 +100,13 @@ ASK = {
     "volume": "What is the volume of {things}?",
     "intensity": "What is the mean intensity of {things}?",
     "distance": "What is the distance between {things} and {target}?",
+    "gap": "What is the shortest distance between {things} and {target}?",
+    "denser": "Which is denser, {things} or {target}?",
+    "anteroposterior": "What is the anteroposterior extent of {things}?",
+    "transverse": "What is the left-to-right extent of {things}?",
+    "surface_area": "What is the surface area of {things}?",
+    "intensity_spread": "What is the standard deviation of the intensity of {things}?",
+    "slice": "On which slice is {things} largest?",
 }
 ASK_SIZED = {
     "presence": "Is {things} {size}?",
@@ -98,8 +115,9 @@ ASK_SIZED = {
 }
 COMPARED = {">": "larger than", ">=": "at least", "<": "smaller than", "<=": "at most"}
 ORDINALS = {1: "largest", 2: "second largest", 3: "third largest", 4: "fourth largest", 5: "fifth largest"}
+COMPARISONS = ("larger", "denser")
 OF_SEVERAL = ("presence", "count", "box")  # facts of any number of instances; the others are of one, or of a pair
-PAIRS = ("distance", "larger")
+PAIRS = tuple(fact for fact in ASK if FACTS[fact].takes == "pair")
 
 
 @dataclass(frozen=True)
@@ -170,7 +188,7 @@ class Conversation:
         answer, reading = self.engine.reply(self.scan, self._question(text))
         subject = _in_evidence(answer, self.scan.scene)
         named = [instance.label for instance in subject] or [*reading.mention.classes, *reading.mention.others]
-        if reading.fact == "larger":
+        if reading.fact in COMPARISONS:
             subject = subject[:1]  # of two that were compared, the larger is what the talk is about
         return Turn(text, text, answer, reading.fact, subject, names=tuple(dict.fromkeys(named)))
 
@@ -218,7 +236,7 @@ def resolve(text: str, turns: list[Turn], scene: Scene) -> FollowUp | None:
         end, of_end = said.target, to
         if targeted:
             target = _meant(end, to, before if end.pronoun else replace(before, subject=subject), scene)
-        elif said.fact is None and (fact == "larger" or not _bases(known) <= _bases(before.names)):
+        elif said.fact is None and (fact in COMPARISONS or not _bases(known) <= _bases(before.names)):
             end, of_end, subject, target = said.subject, mention, before.subject, subject  # "and the brainstem?"
         elif said.fact:
             pair = subject if len(subject) > 1 else _family(before, scene)

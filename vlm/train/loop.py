@@ -21,7 +21,7 @@ from seg_backbone.io import replacing
 from seg_backbone.predict import Segmenter
 from vlm.data.wordings import Wordings, read_wordings
 from vlm.encoders import build_encoder
-from vlm.facts import FACTS, NAMES
+from vlm.facts import FACTS
 from vlm.grounding import mentions_in
 from vlm.heads.reading import Calibration
 from vlm.heads.regression import TARGETS, quantile_loss
@@ -32,9 +32,7 @@ from vlm.schema import Question
 from vlm.train.calibrate import calibrate
 from vlm.train.examples import Example, invent, load_examples, questions_about
 
-MASKED = ("detection", "counting", "measurement", "multilabel")
-# facts whose question selects instances
-POINTED = (*(n for n, f in FACTS.items() if f.kind in MASKED), "presence", "side", "multiplicity", "larger")
+POINTED = tuple(name for name, fact in FACTS.items() if fact.takes != "scan")  # facts whose question selects instances
 
 
 @dataclass(frozen=True)
@@ -206,7 +204,7 @@ def pack_losses(
     scan, states, places = model.pack(scene, segments)
     asked = torch.stack([states[place.start + start - 1] for place, start in zip(places, starts, strict=True)]).float()
 
-    facts = torch.tensor([NAMES.index(question.extra["fact"]) for question in questions])
+    facts = torch.tensor([model.config.facts.index(question.extra["fact"]) for question in questions])
     losses = {"router": F.cross_entropy(model.router(asked), facts)}
 
     if scene.instances:
@@ -271,7 +269,7 @@ def validate(
             for row, question in enumerate(questions):
                 mention = mentions_in(question.question, question.options, scene_classes(example.scene))
                 scores = model.read(example.scene, opened, question.question, question.options, mention)
-                routed.append(route(scores.router, None)[0] == question.extra["fact"])
+                routed.append(route(scores.router, model.config.facts, None)[0] == question.extra["fact"])
                 if weight[row].sum() > 0:
                     exact.append(bool(((scores.selection > 0) == (wanted[row] > 0.5)).all()))
         out |= {
