@@ -142,6 +142,15 @@ def test_a_rule_is_named_and_an_organ_without_one_abstains(abdomen: tuple[Scene,
     assert read("size_category", "tumour")["choice"] == "T1" and read("measurable", "tumour")["choice"] == "yes"
 
 
+def test_a_pair_of_which_one_is_named_is_not_called_missing(abdomen: tuple[Scene, Volume, CaseFiles]) -> None:
+    scene = abdomen[0]
+    text = "How far is it from the liver?"
+    selection = np.array([0.9 * (i.label == "liver") for i in scene.instances])
+    mention = find_mentions(text, tuple(LABELS))
+    out = decode(Reading(Question("q", "", text), scene, mention, "distance", 0.9, selection))
+    assert out["abstained"] and "two structures" in out["reason"] and "was found" not in out["text"]
+
+
 @pytest.mark.parametrize(
     ("text", "order"),
     [

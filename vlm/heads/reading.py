@@ -149,11 +149,11 @@ def evidence(instances: list[Instance]) -> tuple[dict[str, Any], ...]:
 
 
 def none_found(reading: Reading) -> dict[str, Any]:
-    """An abstention: the value asked for belongs to something that is not in the mask."""
+    """An abstention: what is asked for belongs to something that is not in the mask, or to two of which one is named."""
+    found = [i for i in reading.scene.instances if i.label in reading.mention.classes]
+    reason = f"no {reading.thing()} was found in this scan"
     text = f"No {reading.thing()} was found in this scan, so there is nothing to measure."
-    return {
-        "text": text,
-        "abstained": True,
-        "reason": f"no {reading.thing()} was found in this scan",
-        "confidence": reading.confidence([]),
-    }
+    if found and FACTS[reading.fact].takes == "pair" and not reading.lacking:
+        reason = f"the question needs two structures, and only the {reading.thing()} is clear"
+        text = f"I cannot tell which two structures are meant: only the {reading.thing()} is clear."
+    return {"text": text, "abstained": True, "reason": reason, "confidence": reading.confidence([])}
