@@ -149,7 +149,7 @@ def evidence(instances: list[Instance]) -> tuple[dict[str, Any], ...]:
 
 
 def none_found(reading: Reading) -> dict[str, Any]:
-    """An abstention: what is asked for belongs to something that is not in the mask, or to two of which one is named."""
+    """An abstention: what is asked for is not in the mask, or belongs to two structures of which one is named."""
     found = [i for i in reading.scene.instances if i.label in reading.mention.classes]
     reason = f"no {reading.thing()} was found in this scan"
     text = f"No {reading.thing()} was found in this scan, so there is nothing to measure."
