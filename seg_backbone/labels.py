@@ -24,17 +24,28 @@ WORDS: dict[str, tuple[str, ...]] = {
     "tumour": (
         "tumour", "tumor", "lesion", "mass", "neoplasm", "sarcoma", "cancer", "malignancy", "gtv", "growth",
         "carcinoma", "lump", "malignancies", "tumoural", "tumoral", "tumorous", "neoplastic", "cancerous",
+        "neoformation", "blastoma", "neoplasmata", "sol", "space occupying lesion",
     ),
-    "brainstem": ("brainstem", "brain stem", "truncus encephali"),
-    "spinal_cord": ("spinal cord", "cord", "medulla spinalis", "spinalcord"),
+    "brainstem": (
+        "brainstem", "brain stem", "truncus encephali", "truncus cerebri", "trunci encephali", "stem of the brain",
+        "stems of the brain",
+    ),
+    "spinal_cord": (
+        "spinal cord", "cord", "medulla spinalis", "spinalcord", "spinal medulla", "spinal marrow", "myelon",
+        "medullae spinales",
+    ),
     "parotid_right": (
         "right parotid gland", "right parotid", "parotid gland on the right", "rightparotid", "right parotis",
+        "right glandula parotidea", "right glandulae parotideae", "right parotides", "right glandulae parotes",
     ),
-    "parotid_left": ("left parotid gland", "left parotid", "parotid gland on the left", "leftparotid", "left parotis"),
+    "parotid_left": (
+        "left parotid gland", "left parotid", "parotid gland on the left", "leftparotid", "left parotis",
+        "left glandula parotidea", "left glandulae parotideae", "left parotides", "left glandulae parotes",
+    ),
     "esophagus": (
-        "esophagus", "oesophagus", "gullet", "food pipe", "esophageal", "oesophageal", "esophagi", "oesophagi",
+        "esophagus", "oesophagus", "gullet", "food pipe", "foodpipe", "esophageal", "oesophageal", "esophagi", "oesophagi",
     ),
-    "larynx": ("larynx", "voice box", "voicebox", "laryngeal", "larynges"),
+    "larynx": ("larynx", "voice box", "voicebox", "laryngeal", "larynges", "voice organ", "organ of voice"),
     "mandible": ("mandible", "lower jaw", "jaw bone", "jawbone", "jaw", "mandibular"),
 }  # fmt: skip
 LESIONS = ("tumour",)

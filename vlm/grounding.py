@@ -13,6 +13,7 @@ from functools import lru_cache
 from seg_backbone.labels import FALSE_FRIENDS, NO_SLIPS, OTHER_ANATOMY, WORDS, display
 
 _SIDES = ("left", "right")
+_SAID_SIDES = {r"rt?|dextr[aiou]\w*|dexter": "right", r"lt?|sinistr[aiou]\w*|sinister": "left"}  # "R parotid", Latin
 SLIPPED = 6  # letters from which a word is recognised with one slip
 _LESION_WORDS = WORDS["tumour"]
 
@@ -39,6 +40,8 @@ def find_mentions(text: str, classes: tuple[str, ...]) -> Mention:
     structure, not a cord. An empty text names nothing.
     """
     text = " " + re.sub(r"[^a-z0-9%]+", " ", text.lower()) + " "
+    for said, side in _SAID_SIDES.items():
+        text = re.sub(rf"(?<!\d) (?:{said})(?= [a-z]| $)", f" {side}", text)
     text = " ".join(_spelled(word, _vocabulary(classes)) for word in text.split(" "))
     friends = [w for w in FALSE_FRIENDS if w.replace(" ", "_") not in classes and _pattern(w).search(text)]
     for friend in friends:

@@ -363,7 +363,7 @@ def _share(scene: Scene) -> Iterator[Draft]:
             named = {"a": name, "b": scene.phrase(organ)["thing"]}
             yield Draft(named, 100 * part / (part + whole), (*thing.pieces, organ.pieces[0]))
     if len(sized) > 1:
-        first, second = scene.random.sample(sized, 2)
+        first, second = sorted(scene.random.sample(sized, 2), key=lambda thing: thing.pieces[0].volume_ml)
         named = {"a": scene.phrase(first)["thing"], "b": scene.phrase(second)["thing"]}
         share = 100 * first.pieces[0].volume_ml / second.pieces[0].volume_ml
         yield Draft(named, share, (first.pieces[0], second.pieces[0]))

@@ -116,15 +116,16 @@ def _of_pair(
 
 def _share(reading: Reading) -> Measured | None:
     """Lesions: their part of the organ and themselves together (a mask of an organ leaves out its lesions). Else: the
-    volume of the structure named first in per cent of the other's."""
+    volume of the smaller structure in per cent of the larger one's, whatever the order of the words."""
     chosen = reading.selected()
     lesions = [i for i in chosen if is_lesion(i.label)]
     if lesions and (others := [i for i in chosen if not is_lesion(i.label)]):
         part, whole = lesions, lesions + others
         names = {"a": display(lesions[0].label), "b": enumerate_things(dict.fromkeys(display(i.label) for i in others))}
     elif pair := reading.pair():
-        part, whole = [pair[0]], [pair[1]]
-        names = {"a": _name(reading, pair[0]), "b": _name(reading, pair[1])}
+        small, large = sorted(pair, key=lambda i: i.volume_ml)
+        part, whole = [small], [large]
+        names = {"a": _name(reading, small), "b": _name(reading, large)}
     else:
         return None
     value = 100 * _volume(part) / _volume(whole)
