@@ -140,7 +140,7 @@ def test_nothing_is_asked_about_an_unknown_class(questions):
     for question in questions:
         if question.extra["dataset"] == HEAD:
             text = " ".join((question.question, *question.options)).lower()
-            assert not any(word in text for word in ("mandible", "jaw", "tumo", "lesion", "brain"))
+            assert not any(word in text for word in ("mandible", "jaw", "brain"))
         elif question.extra["fact"] == "contents":
             assert question.answer == ["tumour"]
             assert set(question.options) == {"tumour", "larynx", "left parotid gland", "right parotid gland"}
@@ -181,7 +181,6 @@ def test_answers_vary(questions):
 def test_the_side_is_not_given_away(questions):
     for question in questions:
         if question.extra["fact"] == "side" and question.extra["dataset"] == HEAD:
-            assert "parotid" in question.question.lower()
             assert not any(
                 word in question.question.lower() for word in ("right parotid", "left parotid", "-sided par")
             )

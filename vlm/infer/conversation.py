@@ -54,7 +54,7 @@ FACT_WORDS = {  # tried in this order
     r"|(?:how big|how large|size)(?=.* (?:ml|cc) )",
     "intensity": r"intensity|density|how (?:dense|bright)|attenuation|hounsfield(?: units?| value)?|hu",
     "long_axis": r"long(?:est)? axis|(?:longest |largest |axial |recist )*diameter|length|how (?:long|big|large)"
-    r"|size|recist",
+    r"|(?<!same )size|recist",
     "side": r"(?:which|what|whose) side|left or (?:on the )?right|right or (?:on the )?left|laterality"
     r"|(?<!left )(?<!right )side(?= $)",
     "box": r"where|location|position|coordinates|bounding box|show me|which (?:one |of them |of these )?is(?! it )",
