@@ -43,7 +43,8 @@ WORDS: dict[str, tuple[str, ...]] = {
         "left glandula parotidea", "left glandulae parotideae", "left parotides", "left glandulae parotes",
     ),
     "esophagus": (
-        "esophagus", "oesophagus", "gullet", "food pipe", "foodpipe", "esophageal", "oesophageal", "esophagi", "oesophagi",
+        "esophagus", "oesophagus", "gullet", "food pipe", "foodpipe", "esophageal", "oesophageal", "esophagi",
+        "oesophagi",
     ),
     "larynx": ("larynx", "voice box", "voicebox", "laryngeal", "larynges", "voice organ", "organ of voice"),
     "mandible": ("mandible", "lower jaw", "jaw bone", "jawbone", "jaw", "mandibular"),

@@ -40,8 +40,8 @@ def find_mentions(text: str, classes: tuple[str, ...]) -> Mention:
     structure, not a cord. An empty text names nothing.
     """
     text = " " + re.sub(r"[^a-z0-9%]+", " ", text.lower()) + " "
-    for said, side in _SAID_SIDES.items():
-        text = re.sub(rf"(?<!\d) (?:{said})(?= [a-z]| $)", f" {side}", text)
+    for said, meant in _SAID_SIDES.items():
+        text = re.sub(rf"(?<!\d) (?:{said})(?= [a-z]| $)", f" {meant}", text)
     text = " ".join(_spelled(word, _vocabulary(classes)) for word in text.split(" "))
     friends = [w for w in FALSE_FRIENDS if w.replace(" ", "_") not in classes and _pattern(w).search(text)]
     for friend in friends:

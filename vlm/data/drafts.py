@@ -17,11 +17,11 @@ import numpy as np
 from seg_backbone.labels import display
 from seg_backbone.lesions import Instance
 from seg_backbone.relations import Relations
+from vlm import rules
 from vlm.data.threshold import ATTRIBUTES, Threshold
 from vlm.data.wordings import Wordings, enumerate_things
 from vlm.facts import FACTS
 from vlm.grounding import split_side
-from vlm.heads import rules
 
 CLEAR = 1.05  # volumes in a smaller ratio are not ranked
 OBVIOUS = 1.5  # volumes in a larger ratio are not compared: anatomy alone tells
