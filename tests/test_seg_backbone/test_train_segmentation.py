@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import socket
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -184,6 +185,8 @@ def test_starting_from_a_model(data, tmp_path):
 
 
 def test_two_processes_train_what_one_does_that_gathers_two_batches(data, tmp_path):
+    if "openvino" in sys.modules:
+        pytest.skip("a fork beside the threads of OpenVINO may hang; run this file alone")
     one = train_segmentation(configuration(data, tmp_path / "one", accumulate=2))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
