@@ -1,6 +1,7 @@
 """`vlm segment` against nnU-Net's predictor and MONAI's sliding window: same weights, one run, one machine.
 
     python benchmarks/segment.py -o docs                 # 512 x 512 x 100, 300, 600 voxels; 2, 14, 60 classes: hours
+    python benchmarks/segment.py --cases 300:14 300:60 -o docs   # two of them
     python benchmarks/segment.py --quick -o runs/quick   # small scans, 2 and 14 classes: minutes
 
 Every measurement is a process of its own: cold is the wall time of a process that segments one scan (`vlm segment`
@@ -30,7 +31,7 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "examples" / "scans" / "Dataset105_Torso" / "imagesTr" / "torso_000_0000.nii.gz"
 SYSTEMS = ("vlm fast", "vlm accurate", "monai", "nnunet")
-FULL = [(512, depth, classes) for depth in (100, 300, 600) for classes in (2, 14, 60)]
+FULL = [(512, depth, classes) for classes in (2, 14, 60) for depth in (100, 300, 600)]
 QUICK = [(160, 100, 2), (160, 100, 14)]
 SLICE_MM = (
     2.0  # so that 100 slices are longer than a window: shorter scans are padded with air by us, not by the others
@@ -42,6 +43,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-o", "--output", type=Path, default=Path("runs/benchmarks"))
     parser.add_argument("--quick", action="store_true", help="small scans, minutes")
+    parser.add_argument(
+        "--cases", nargs="+", choices=[f"{depth}:{classes}" for _, depth, classes in FULL], metavar="SLICES:CLASSES",
+        help="of the full run, these alone",
+    )  # fmt: skip
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument(
         "--systems", nargs="+", choices=SYSTEMS, default=SYSTEMS, metavar="SYSTEM", help=f"of {SYSTEMS}"
@@ -52,7 +57,8 @@ def main() -> None:
     systems = [name for name in given.systems if name != "nnunet" or _has_nnunet(given.nnunet_python)]
     work = given.output / "benchmark-work"
     rows: list[dict[str, Any]] = []
-    for side, depth, classes in QUICK if given.quick else FULL:
+    chosen = [case for case in FULL if not given.cases or f"{case[1]}:{case[2]}" in given.cases]
+    for side, depth, classes in QUICK if given.quick else chosen:
         scan, model = work / f"scan_{side}_{depth}_0000.nii.gz", work / f"model_{classes}"
         make_scan(side, depth, scan)
         make_model(classes, model)
