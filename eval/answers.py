@@ -11,9 +11,11 @@ unanswerable: it is outside every figure and only counted, with how often the sy
 
 from __future__ import annotations
 
+import gc
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -325,6 +327,19 @@ class AnswerResults:
         return result
 
 
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """No search for reference cycles: millions of records are kept and none has one."""
+    running = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if running:
+            gc.enable()
+
+
+@_uncollected()
 def evaluate_answers(
     answers_path: str | Path,
     reference_path: str | Path,

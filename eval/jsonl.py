@@ -9,6 +9,8 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
+import orjson
+
 from seg_backbone.errors import QuestionError
 
 
@@ -29,7 +31,7 @@ def read_jsonl(path: str | Path, holding: Collection[str] = ()) -> Iterator[tupl
             if line.isspace() or (wanted is not None and not wanted.search(line)):
                 continue
             try:
-                record = json.loads(line.decode("utf-8"))
+                record = _parsed(line)
             except UnicodeDecodeError as error:
                 found = f"other bytes ({error.reason})"
                 raise QuestionError(f"{path}, line {number}", "UTF-8 text", found, "save it as UTF-8") from None
@@ -40,6 +42,14 @@ def read_jsonl(path: str | Path, holding: Collection[str] = ()) -> Iterator[tupl
                 found = type(record).__name__
                 raise QuestionError(f"{path}, line {number}", "a JSON object", found, "write one object a line")
             yield number, record
+
+
+def _parsed(line: bytes) -> Any:
+    """The line's JSON; what orjson refuses (NaN and infinities, very deep nesting) is left to the slower parser."""
+    try:
+        return orjson.loads(line)
+    except orjson.JSONDecodeError:
+        return json.loads(line.decode("utf-8"))
 
 
 def _wanted(words: Collection[str]) -> re.Pattern[bytes]:
