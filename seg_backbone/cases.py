@@ -2,11 +2,13 @@
 
 What a case annotates comes from `manifest.jsonl` beside the datasets (one line a case: dataset, case, annotated, and
 where known modality, region, patient), else from `annotated` in its dataset.json (a list of classes for all cases, or
-case -> list), else it is every label. A dataset entry of the configuration may add
+case -> list), else it is every label. `pseudo` in the manifest or in dataset.json marks what a model labelled
+(pseudo_dataset.py): it trains, and nothing is validated on it. A dataset entry of the configuration may add
 - absent: classes that no scan of it shows, because its body region cannot contain them or everybody is healthy (they
   count as background there, not as unknown); a dataset needs no masks for that;
 - lesion_free_outside: a folder of target volumes that hold all gross disease, so that voxels outside them are
-  certainly not lesion while voxels inside may be.
+  certainly not lesion while voxels inside may be;
+- labelled: the patients whose annotation is used, to measure what labels are worth.
 Labels that stand for several classes (regions, ignore labels: see labels.read_label_file) become codes of their own.
 """
 
@@ -33,19 +35,25 @@ FOLDS = 5  # nnU-Net's number
 
 @dataclass(frozen=True)
 class DatasetEntry:
-    """One dataset of a training configuration. weight: share of the samples drawn from it."""
+    """One dataset of a training configuration.
+
+    name: of its folder in the configuration's `data`, or the path of a dataset elsewhere. weight: share of the samples
+    drawn from it. absent, lesion_free_outside: see above. labelled: patients whose annotation is used, None for all;
+    the other ones that train count as unlabelled.
+    """
 
     name: str
     weight: float = 1.0
     absent: tuple[str, ...] = ()
     lesion_free_outside: str | None = None
+    labelled: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
 class CaseFiles:
     """Where a case lies and what it annotates (canonical names). patient: the unit of every split.
 
-    labels, regions, unsure: what the values of the mask stand for, see labels.LabelFile.
+    labels, regions, unsure: what the values of the mask stand for, see labels.LabelFile. pseudo: labelled by a model.
     """
 
     dataset: str
@@ -59,6 +67,7 @@ class CaseFiles:
     region: str = ""
     regions: dict[str, tuple[str, ...]] = field(default_factory=dict)
     unsure: dict[int, tuple[str, ...]] = field(default_factory=dict)
+    pseudo: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,11 +85,17 @@ class TrainingCase:
     table: np.ndarray
     drawn: dict[int, np.ndarray]
 
+    @property
+    def teaches(self) -> bool:
+        """False where every voxel may be any class, so that no loss of the mask depends on it."""
+        return bool(self.drawn) or not bool(self.table[0].all())
+
 
 def list_cases(root: str | Path, dataset: str) -> list[CaseFiles]:
-    """The cases of ROOT/DATASET in name order. Raises ConfigError: not nnU-Net raw, or a broken manifest."""
-    root = Path(root)
-    folder = root / dataset
+    """The cases of ROOT/DATASET (or of the path DATASET) in name order. Raises ConfigError: not nnU-Net raw, or a
+    broken manifest."""
+    folder = Path(root) / dataset
+    root, dataset = folder.parent, folder.name
     if not (folder / "imagesTr").is_dir():
         raise ConfigError(folder, "an nnU-Net raw dataset (imagesTr, labelsTr, dataset.json)", "none", "check --data")
     manifest = {}
@@ -96,7 +111,7 @@ def list_cases(root: str | Path, dataset: str) -> list[CaseFiles]:
                 raise ConfigError(root / "manifest.jsonl", "JSON with dataset and case", found, "mend it") from None
     description = folder / "dataset.json"
     meaning = read_label_file(description) if description.is_file() else LabelFile({}, {}, {})
-    channel, stated, ending = _described(description)
+    channel, stated, ending, pseudo = _described(description)
     cases = []
     for image in sorted((folder / "imagesTr").glob(f"*_0000{ending}")):
         case = image.name.removesuffix(f"_0000{ending}")
@@ -119,16 +134,17 @@ def list_cases(root: str | Path, dataset: str) -> list[CaseFiles]:
                 region=row.get("region", ""),
                 regions=meaning.regions,
                 unsure=meaning.unsure,
+                pseudo=pseudo or bool(row.get("pseudo")),
             )
         )
     return cases
 
 
-def _described(path: Path) -> tuple[str, Any, str]:
+def _described(path: Path) -> tuple[str, Any, str, bool]:
     """Of a dataset.json: the name of channel 0 ("CT", "MR_T1"), by which nnU-Net tells modalities, CT without one; its
-    `annotated`, a list of classes or case -> list; and its `file_ending`."""
+    `annotated`, a list of classes or case -> list; its `file_ending`; and whether it is `pseudo`."""
     if not path.is_file():
-        return "CT", {}, ".nii.gz"
+        return "CT", {}, ".nii.gz", False
     data = json.loads(path.read_text(encoding="utf-8"))
     stated = data.get("annotated", {})
     if not isinstance(stated, list) and not (
@@ -137,7 +153,16 @@ def _described(path: Path) -> tuple[str, Any, str]:
         raise ConfigError(path, "`annotated` to be a list of classes, or case -> list", repr(stated), "correct it")
     if (ending := data.get("file_ending", ".nii.gz")) not in SUFFIXES:
         raise ConfigError(path, f"a `file_ending` among {', '.join(SUFFIXES)}", repr(ending), "convert the files")
-    return str(data.get("channel_names", {}).get("0", "CT")), stated, ending
+    return str(data.get("channel_names", {}).get("0", "CT")), stated, ending, bool(data.get("pseudo"))
+
+
+def lines_of_others(manifest: Path, dataset: str) -> list[str]:
+    """The lines of a manifest that are not of `dataset`; none where there is no manifest. Raises ConfigError."""
+    lines = manifest.read_text(encoding="utf-8").splitlines() if manifest.is_file() else []
+    try:
+        return [line for line in lines if line.strip() and json.loads(line)["dataset"] != dataset]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(manifest, "JSON lines with dataset", str(error), "mend it") from None
 
 
 def read_drawn(files: CaseFiles) -> Mask:

@@ -109,10 +109,7 @@ class Segmenter:
         runtime: see Runtimes.
         Raises CheckpointError for a folder that is no model, ConfigError for a device or runtime that is not there.
         """
-        if device.startswith("cuda") and not torch.cuda.is_available():
-            raise ConfigError("device", "a CUDA device that torch can use", "none", "pass cpu or auto")
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = choose_device(device)
         network, plan, version = load_model(name)
         gate = None if plan.gate is None else load_gate(find_model(name), plan.gate)
         return Segmenter(network, plan, version, device, runtime, gate)
@@ -440,6 +437,13 @@ class Segmenter:
             return 0.0
         more = torch.cuda.max_memory_reserved(self.device) - torch.cuda.memory_reserved(self.device)
         return self._held_gpu_mb() + more / MB
+
+
+def choose_device(device: str) -> str:
+    """ "auto", "cpu" or "cuda" -> what torch has. Raises ConfigError for a device that is not there."""
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ConfigError("device", "a CUDA device that torch can use", "none", "pass cpu or auto")
+    return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
 
 
 def _home(choice: Choice) -> torch.device | None:

@@ -4,6 +4,9 @@ config      what a training file may say
 data        cases of the datasets, split, and the sources that draw from them
 cache       preprocessed cases on disk
 samples     where windows come from: sources, mixed into batches, drawn in the background
+consistency a mean teacher: disturbed windows, and the term that compares
+cutmix      a source of windows with lesions carried in from other scans
+rounds      training again on what the model labelled
 objective   what a batch costs: terms, each a function of one `Step`
 model       the network, the extra heads that learn with it, and their running average
 optimise    optimiser and learning rate

@@ -12,6 +12,9 @@ from seg_backbone.augment import Augmentation
 from seg_backbone.cases import DatasetEntry
 from seg_backbone.errors import ConfigError
 from seg_backbone.plan import Plan
+from seg_backbone.pseudo_labels import PseudoRules
+from seg_backbone.train.consistency import Consistency
+from seg_backbone.train.cutmix import CutMix
 
 CHOICES = {
     "sampling": ("cases", "annotations"),
@@ -44,6 +47,25 @@ class Member:
 
 
 @dataclass(frozen=True)
+class PseudoLabels:
+    """Training again on what the model of the round before labels, see rounds.py.
+
+    rounds: trainings after the first one. weight: share of the windows from the scans that were labelled so, relative
+    to the weights of the datasets. teacher: model folder that labels for the first round, instead of a first training.
+    warm: each round begins from the weights of the one before. rules: what is kept of the labels, see PseudoRules.
+    """
+
+    rounds: int = 1
+    weight: float = 1.0
+    teacher: Path | None = None
+    warm: bool = False
+    rules: PseudoRules = field(default_factory=PseudoRules)
+
+    def __post_init__(self) -> None:
+        assert self.rounds >= 1 and self.weight > 0, "pseudo_labels: rounds is 1 or more, weight above 0"
+
+
+@dataclass(frozen=True)
 class SegmentationConfig:
     """What `vlm train segmentation --config FILE` reads. Paths are relative to the working directory.
 
@@ -61,9 +83,14 @@ class SegmentationConfig:
     Loss. class_weight: class -> weight of its voxels in the cross entropy, 1 for those not named. focal: exponent of
     the focal loss, 0 for plain cross entropy.
 
+    Without labels. consistency: a mean teacher, see Consistency. cutmix: lesions carried into other scans, see CutMix.
+    pseudo_labels: training in rounds, see PseudoLabels. None of them by default. Scans without labels are drawn where
+    there is a mean teacher, or no other scan.
+
     Watching. validation_cases: at most this many a dataset meanwhile. tensorboard: also write events for it.
     threads: of torch on a CPU. workers: processes that draw windows (default: none on a CPU, up to 8 on a GPU).
-    members: an ensemble, each trained in turn with its own fold and seed; see Member.
+    members: an ensemble, each trained in turn with its own fold and seed; see Member. cache: folder of preprocessed
+    scans that several runs may share, by default `cases` in the run folder.
     """
 
     data: Path
@@ -99,6 +126,10 @@ class SegmentationConfig:
     threads: int = 2
     workers: int | None = None
     members: tuple[Member, ...] = ()
+    consistency: Consistency | None = None
+    cutmix: CutMix | None = None
+    pseudo_labels: PseudoLabels | None = None
+    cache: Path | None = None
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.batch < 1 or not self.datasets:
@@ -106,6 +137,8 @@ class SegmentationConfig:
         if self.plan.painted or self.plan.orientation != "RAS" or self.plan.members > 1:
             found = "one of an imported model or of an ensemble"
             raise ConfigError("plan", "a plan that training can fill", found, "start from `vlm configure`")
+        if self.consistency and not self.ema:
+            raise ConfigError("consistency", "`ema` above 0, whose average is the teacher", "0", "set it, say 0.99")
         for name, allowed in CHOICES.items():
             if (value := getattr(self, name)) not in allowed:
                 raise ConfigError(name, f"one of {', '.join(allowed)}", repr(value), "choose one of them")
@@ -129,11 +162,23 @@ class SegmentationConfig:
     def parse(data: dict[str, Any]) -> SegmentationConfig:
         """The configuration of a mapping whose plan is made. Raises what its parts raise."""
         data = dict(data)
-        data["datasets"] = tuple(
-            DatasetEntry(**(entry | {"absent": tuple(entry.get("absent", ()))})) for entry in data["datasets"]
-        )
+        data["datasets"] = tuple(DatasetEntry(**_hashable(entry)) for entry in data["datasets"])
         data["augmentation"] = Augmentation(**data.get("augmentation", {}))
         data["members"] = tuple(Member(**member) for member in data.get("members", ()))
-        for key in ("data", "output", *(key for key in ("split", "start") if data.get(key))):
+        if data.get("consistency") is not None:
+            data["consistency"] = Consistency(**data["consistency"])
+        if data.get("cutmix") is not None:
+            data["cutmix"] = CutMix(**_hashable(data["cutmix"]))
+        if data.get("pseudo_labels") is not None:
+            own = data["pseudo_labels"] | {"rules": PseudoRules(**data["pseudo_labels"].get("rules", {}))}
+            data["pseudo_labels"] = PseudoLabels(
+                **own | ({"teacher": Path(own["teacher"])} if own.get("teacher") else {})
+            )
+        for key in ("data", "output", *(key for key in ("split", "start", "cache") if data.get(key))):
             data[key] = Path(data[key])
         return SegmentationConfig(**data)
+
+
+def _hashable(entry: dict[str, Any]) -> dict[str, Any]:
+    """A mapping with tuples for lists."""
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()}

@@ -4,13 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
-from seg_backbone.cases import CaseFiles, TrainingCase, fold_split, list_cases, read_split, split_cases
+from seg_backbone.cases import (
+    CaseFiles,
+    DatasetEntry,
+    TrainingCase,
+    fold_split,
+    list_cases,
+    read_split,
+    split_cases,
+)
 from seg_backbone.errors import ConfigError
 from seg_backbone.plan import Plan
 from seg_backbone.train.cache import cached_case
 from seg_backbone.train.config import SegmentationConfig
+from seg_backbone.train.cutmix import carried_lesions
 from seg_backbone.train.samples import LabelledCases, Source
 
 Progress = Callable[[str, int, int], None]
@@ -22,11 +32,8 @@ def read_cases(
     """The training cases of each dataset, and the validation cases of all. Raises ConfigError where one has none."""
     training: list[list[TrainingCase]] = []
     validation: list[TrainingCase] = []
-    for entry in config.datasets:
-        files = list_cases(config.data, entry.name)
-        split = dataset_split(config, entry.name, files)
-        kept = split_cases(files, split, "training")
-        held = split_cases(files, split, "validation")[: config.validation_cases]
+    for entry, (kept, held) in zip(config.datasets, divide(config), strict=True):
+        held = held[: config.validation_cases]
         loaded = []
         with ThreadPoolExecutor(config.threads) as pool:
             for case in pool.map(lambda f, e=entry: cached_case(f, e, config.plan, cache), kept + held):  # type: ignore[misc]
@@ -40,6 +47,38 @@ def read_cases(
     return training, validation
 
 
+def divide(config: SegmentationConfig) -> list[tuple[list[CaseFiles], list[CaseFiles]]]:
+    """The cases of each dataset that train, and those that validate.
+
+    What a model labelled never validates, and trains unless a split holds its patient back. Raises ConfigError for
+    `labelled` patients that do not train.
+    """
+    listed = [list_cases(config.data, entry.name) for entry in config.datasets]
+    drawn = [[files for files in cases if not files.pseudo] for cases in listed]
+    splits = [
+        dataset_split(config, entry.name, cases) if cases or config.split else {}
+        for entry, cases in zip(config.datasets, drawn, strict=True)
+    ]
+    held = {name for split in splits for part, names in split.items() if part != "training" for name in names}
+    parts = []
+    for entry, cases, own, split in zip(config.datasets, listed, drawn, splits, strict=True):
+        kept = split_cases(own, split, "training")
+        if strange := sorted(set(entry.labelled or ()) - {files.patient for files in kept}):
+            found = f"{', '.join(strange)}, of which none trains"
+            raise ConfigError(entry.name, "training patients under `labelled`", found, "correct them")
+        kept = [_if_labelled(files, entry) for files in kept]
+        kept += [files for files in cases if files.pseudo and not {files.patient, files.case} & held]
+        parts.append((kept, split_cases(own, split, "validation")))
+    return parts
+
+
+def _if_labelled(files: CaseFiles, entry: DatasetEntry) -> CaseFiles:
+    """The case, without its labels unless the entry uses them."""
+    if entry.labelled is None or files.patient in entry.labelled:
+        return files
+    return replace(files, mask=None, annotated=())
+
+
 def dataset_split(config: SegmentationConfig, dataset: str, cases: list[CaseFiles]) -> dict[str, list[str]]:
     """The split of one dataset: the configuration's file, the dataset's splits_final.json, or folds of its patients."""
     own = config.data / dataset / "splits_final.json"
@@ -49,9 +88,14 @@ def dataset_split(config: SegmentationConfig, dataset: str, cases: list[CaseFile
 
 
 def build_sources(config: SegmentationConfig, training: Sequence[Sequence[TrainingCase]]) -> list[Source]:
-    """Where the windows come from: one source a dataset, or one for each set of classes that its cases annotate."""
+    """Where the windows come from: one source a dataset, or one for each set of classes that its cases annotate; and
+    one of carried lesions. Cases that teach no mask are drawn for a mean teacher, or where there are no others.
+    """
+    drawn = list(training)
+    if not config.consistency and any(case.teaches for cases in training for case in cases):
+        drawn = [[case for case in cases if case.teaches] for cases in training]
     sources: list[Source] = []
-    for entry, cases in zip(config.datasets, training, strict=True):
+    for entry, cases in zip(config.datasets, drawn, strict=True):
         groups: dict[bytes, list[TrainingCase]] = {}
         for case in cases:
             known = case.table[0].tobytes() if config.sampling == "annotations" else b""
@@ -60,6 +104,9 @@ def build_sources(config: SegmentationConfig, training: Sequence[Sequence[Traini
             LabelledCases(entry.weight / len(groups), group, config.plan, config.augmentation)
             for group in groups.values()
         ]
+    if config.cutmix:
+        cases = [case for group in training for case in group]
+        sources.append(carried_lesions(config.cutmix, cases, config.plan, config.augmentation))
     return sources
 
 

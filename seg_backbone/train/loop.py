@@ -49,12 +49,16 @@ def train_segmentation(
 
     Beside it: `best`, the model of the highest mean validation Dice; checkpoint.pt; log.jsonl; `cases`, the scans as
     preprocessed. The members of an ensemble are trained one after the other, each in a folder of its own, and their
-    weights go into one model whose logits are the mean of theirs.
+    weights go into one model whose logits are the mean of theirs. With `pseudo_labels`, see rounds.py.
 
     resume: go on from the checkpoints where there are any. report(row) receives every log row. progress(stage, done,
     total) is for a progress bar. Raises ConfigError for data that is missing, and for a lack of memory.
     """
-    cache = config.output / "cases"
+    if config.pseudo_labels:
+        from seg_backbone.train.rounds import train_rounds  # which trains every round by this function
+
+        return train_rounds(config, resume, report, progress)
+    cache = config.cache or config.output / "cases"
     if not config.members:
         return _train(config, cache, resume, report, progress)
     folders = []
@@ -96,7 +100,7 @@ def _train(
     with machine.main_process_first():  # the first one fills the cache, the others read it
         training, validation = read_cases(config, cache, progress if machine.is_main_process else None)
     plan = config.plan.with_(trained_on=annotated(training, config.plan))
-    batches = Batches(build_sources(config, training), config.batch, config.seed)
+    batches = Batches(build_sources(config, training), config.batch, config.seed, config.consistency)
     terms = build_terms(config)
 
     model = build_model(config).to(machine.device, memory_format=layout(machine.device))
@@ -111,6 +115,8 @@ def _train(
     checkpoint = config.output / "checkpoint.pt"
     first = load_state(checkpoint, parts) if resume else 0
     trained, stepper = machine.prepare(model, optimizer)
+    if average:
+        machine.prepare_model(average.module, evaluation_mode=True)  # the teacher runs at the same precision
 
     each = config.accumulate * machine.num_processes
     numbers = range(first * each + machine.process_index, config.steps * each, machine.num_processes)

@@ -11,6 +11,7 @@ from torch import nn
 from seg_backbone.errors import ConfigError
 from seg_backbone.partial_labels import marginal_loss
 from seg_backbone.train.config import SegmentationConfig
+from seg_backbone.train.consistency import consistency_term
 from seg_backbone.train.model import Model, Output
 from seg_backbone.train.samples import Batch
 
@@ -34,7 +35,10 @@ Term = Callable[[Step], dict[str, torch.Tensor]]
 
 def build_terms(config: SegmentationConfig) -> list[Term]:
     """The terms of a configuration. Raises ConfigError for a class weight of a class that the plan lacks."""
-    return [mask_term(config)]
+    terms = [mask_term(config)]
+    if config.consistency:
+        terms.append(consistency_term(config.consistency))
+    return terms
 
 
 def total(terms: Sequence[Term], step: Step) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:

@@ -19,6 +19,7 @@ from seg_backbone.augment import Augmentation, draw_window
 from seg_backbone.cases import TrainingCase
 from seg_backbone.errors import ConfigError
 from seg_backbone.plan import Plan
+from seg_backbone.train.consistency import Consistency, disturbed
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +40,7 @@ class Batch:
     """Samples on top of each other: image (B, channels, *patch), codes (B, *patch), tables (B, codes, classes).
 
     Tables of fewer codes are filled up with codes that no voxel has. targets: those that every sample has.
+    undisturbed: what a teacher sees where `image` was disturbed, see consistency.py.
     """
 
     image: torch.Tensor
@@ -46,12 +48,16 @@ class Batch:
     tables: torch.Tensor
     cases: tuple[str, ...]
     targets: dict[str, torch.Tensor]
+    undisturbed: torch.Tensor | None = None
 
     def to(self, device: torch.device) -> Batch:
         """On another device, the image in the memory layout of the network there."""
-        image = self.image.to(device, memory_format=layout(device), non_blocking=True)
+        images = [
+            image if image is None else image.to(device, memory_format=layout(device), non_blocking=True)
+            for image in (self.image, self.undisturbed)
+        ]
         targets = {name: value.to(device) for name, value in self.targets.items()}
-        return Batch(image, self.codes.to(device), self.tables.to(device), self.cases, targets)
+        return Batch(images[0], self.codes.to(device), self.tables.to(device), self.cases, targets, images[1])
 
 
 def layout(device: torch.device) -> torch.memory_format:
@@ -88,17 +94,22 @@ class LabelledCases:
 
 @dataclass(frozen=True)
 class Batches:
-    """Batch n of a run: the sources in a fixed order, in proportion to their weights, drawn with (seed, n)."""
+    """Batch n of a run: the sources in a fixed order, in proportion to their weights, drawn with (seed, n).
+
+    consistency: how its images are disturbed for a mean teacher; None without one.
+    """
 
     sources: Sequence[Source]
     size: int
     seed: int
+    consistency: Consistency | None = None
 
     def __getitem__(self, number: int) -> Batch:
         random = np.random.default_rng([self.seed, number])
         order = interleave([source.weight for source in self.sources])
         first = number * self.size
-        return stack([self.sources[order[n % len(order)]].draw(random) for n in range(first, first + self.size)])
+        batch = stack([self.sources[order[n % len(order)]].draw(random) for n in range(first, first + self.size)])
+        return disturbed(batch, self.consistency, random) if self.consistency else batch
 
 
 def stack(samples: Sequence[Sample]) -> Batch:

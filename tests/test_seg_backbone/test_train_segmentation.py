@@ -25,6 +25,8 @@ from seg_backbone.nets import build_network
 from seg_backbone.plan import Plan
 from seg_backbone.train import SegmentationConfig, train_segmentation
 from seg_backbone.train.config import Member
+from seg_backbone.train.consistency import Consistency
+from seg_backbone.train.cutmix import CutMix
 from seg_backbone.train.data import build_sources, read_cases
 from seg_backbone.train.model import Model, Output, build_model
 from seg_backbone.train.objective import Step, mask_term, total
@@ -127,6 +129,7 @@ RECIPES = {
     "default": {},
     "sgd, accumulated, drawn by a worker, validated": NNUNET | {"accumulate": 2, "workers": 1, "validate_every": 4},
     "no average, focal, by annotation": {"ema": 0, "focal": 1.0, "sampling": "annotations"},
+    "mean teacher, carried lesions": {"consistency": Consistency(ramp=4), "cutmix": CutMix(0.5), "validate_every": 3},
 }
 
 
@@ -441,6 +444,14 @@ augmentation: {mirror: 0.25}
         ("augmentation", "steps: 0\naugmentation", "steps"),
         ("augmentation", "stepz: 3\naugmentation", "stepz"),
         ("augmentation", "steps: many\naugmentation", ""),
+        ("augmentation", "consistency: {ramps: 3}\naugmentation", "ramps"),
+        ("augmentation", "consistency: {certain: 1.5}\naugmentation", "probability"),
+        ("augmentation", "consistency: {}\nema: 0\naugmentation", "`ema` above 0"),
+        ("augmentation", "cutmix: {margin_mm: [20, 10]}\naugmentation", "margin_mm"),
+        ("augmentation", "cutmix: {margin_mm: 20}\naugmentation", ""),
+        ("augmentation", "pseudo_labels: {rounds: 0}\naugmentation", "rounds"),
+        ("augmentation", "pseudo_labels: {rules: {certain: 2}}\naugmentation", "certain"),
+        ("augmentation", "pseudo_labels: 3\naugmentation", ""),
     ],
 )
 def test_a_configuration_that_does_not_fit(tmp_path, old, new, words):

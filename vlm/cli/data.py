@@ -1,4 +1,4 @@
-"""`vlm data`: questions from annotated datasets, import of public sets, and checks of datasets and question files."""
+"""`vlm data`: questions from annotated datasets, import of public sets, pseudo-labels, checks of both."""
 
 from __future__ import annotations
 
@@ -6,15 +6,19 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 if TYPE_CHECKING:
+    from seg_backbone.pseudo_dataset import UnlabelledScan
     from vlm.data.sources.question_source import QuestionSource
     from vlm.data.sources.scan_source import ScanSource
 
-app = typer.Typer(help="Make questions from annotated scans; import public sets; check both.", no_args_is_help=True)
+app = typer.Typer(
+    help="Make questions from annotated scans; import public sets; check both; label scans by a model.",
+    no_args_is_help=True,
+)
 
 CONFIG = Path("configs/segmentation.yaml")
 
@@ -172,6 +176,111 @@ def _import_scans(source: ScanSource, path: Path, out: Path, copy: bool, as_json
     print(", ".join(f"{name} {number}" for name, number in done.annotated.items()))
     print(f"Wrote {done.labelled} labelled and {done.unlabelled} unlabelled scans to {out}", file=sys.stderr)
     print(f"What each annotates is in {out.parent / 'manifest.jsonl'}; now run: vlm data check {out}", file=sys.stderr)
+
+
+@app.command()
+def pseudolabel(
+    paths: Annotated[
+        list[Path], typer.Argument(metavar="PATH...", help="Scans, folders of them, or nnU-Net raw folders.")
+    ],
+    out: Annotated[Path, typer.Option("-o", "--out", help="nnU-Net raw folder to write.")],
+    model: Annotated[str, typer.Option(help="Name or folder of the model that labels.")] = "default",
+    certain: Annotated[float, typer.Option(help="Least probability of a voxel's class; others are ignored.")] = 0.9,
+    previous: Annotated[
+        Path | None, typer.Option(help="Pseudo-labels of the round before, which the new ones must agree with.")
+    ] = None,
+    stable: Annotated[
+        float, typer.Option(help="Least Dice of a class with --previous, else a case leaves it open.")
+    ] = 0.7,
+    minimum_ml: Annotated[
+        list[str] | None,
+        typer.Option(metavar="CLASS=ML", help="Components below are ignored, over the model's own; repeatable."),
+    ] = None,
+    absence: Annotated[
+        bool, typer.Option("--absence", help="What is found nowhere in a scan is taught as absent, not left open.")
+    ] = False,
+    mirror: Annotated[bool, typer.Option(help="Mean over the flips that the model was trained with.")] = True,
+    modality: Annotated[
+        Literal["CT", "MR"] | None, typer.Option(help="Of the scans; a dataset or a DICOM tells, others are guessed.")
+    ] = None,
+    device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where the model runs.")] = "auto",
+    copy: Annotated[bool, typer.Option("--copy", help="Copy scans; default: link to them.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the counts as JSON.")] = False,
+) -> None:
+    """Label scans by a model, for training: a dataset whose uncertain voxels are ignored, marked as pseudo.
+
+    Of nnU-Net raw folders the cases that annotate nothing are labelled. A run that was interrupted goes on.
+    """
+    import json
+    from dataclasses import asdict
+
+    from seg_backbone.checkpoint import PLAN, find_model
+    from seg_backbone.errors import ConfigError
+    from seg_backbone.plan import Plan
+    from seg_backbone.predict import choose_device
+    from seg_backbone.pseudo_dataset import finish_dataset, label_scans
+    from seg_backbone.pseudo_labels import PseudoRules
+    from vlm.cli.progress import bar
+
+    try:
+        rules = PseudoRules(certain, stable, _volumes(minimum_ml or []), absence, mirror)
+    except AssertionError as error:
+        raise ConfigError("rules", str(error), "another value", "correct it") from None
+    plan = Plan.read(find_model(model) / PLAN)
+    scans = _unlabelled(paths, out, modality, len(plan.channels))
+    with bar("labelling") as progress:
+        faults = label_scans(out, scans, model, rules, previous, choose_device(device), progress)
+    for fault in faults:
+        print(f"error: {fault}", file=sys.stderr)
+    if len(faults) == len(scans):
+        raise typer.Exit(2)
+    done = finish_dataset(out, scans, plan, copy)
+    if as_json:
+        print(json.dumps(asdict(done)))
+    else:
+        print(", ".join(f"{name} {number}" for name, number in done.annotated.items()))
+        left = f"; left out: {', '.join(done.left_out)}" if done.left_out else ""
+        print(f"Wrote {done.cases} cases to {out}, {done.ignored:.1%} of their voxels ignored{left}", file=sys.stderr)
+    if faults:
+        raise typer.Exit(1)
+
+
+def _unlabelled(paths: list[Path], out: Path, modality: str | None, channels: int) -> list[UnlabelledScan]:
+    """The scans to label, of datasets those without annotation. Raises ScanError; ConfigError for two of one name."""
+    from seg_backbone.cases import list_cases
+    from seg_backbone.errors import ConfigError
+    from seg_backbone.pseudo_dataset import UnlabelledScan
+    from vlm.cli.segment import collect
+
+    datasets = [path.resolve() for path in paths if (path / "imagesTr").is_dir()]
+    scans = [
+        UnlabelledScan.of(files)
+        for folder in datasets
+        for files in list_cases(folder.parent, folder.name)
+        if files.mask is None or not files.annotated
+    ]
+    loose = [path for path in paths if path.resolve() not in datasets]
+    scans += [UnlabelledScan(case, Path(scan), modality) for case, scan in collect(loose, out, channels).items()]
+    names = [scan.case for scan in scans]
+    if not names or len(set(names)) < len(names):
+        found = f"{max(names, key=names.count)} twice" if names else "none"
+        raise ConfigError(paths[0], "scans without annotation, of different names", found, "check the paths")
+    return scans
+
+
+def _volumes(pairs: list[str]) -> dict[str, float]:
+    """ "tumour=1.5" -> canonical class -> ml. Raises ConfigError."""
+    from seg_backbone.errors import ConfigError
+    from seg_backbone.labels import canonical
+
+    found = {}
+    for pair in pairs:
+        name, _, value = pair.partition("=")
+        try:
+            found[canonical(name)] = float(value)
+        except ValueError:
+            raise ConfigError("--minimum-ml", "CLASS=ML", repr(pair), "for example tumour=1") from None
+    return found
 
 
 @app.command()

@@ -12,6 +12,7 @@ from typing import Any
 
 import nibabel as nib
 
+from seg_backbone.cases import lines_of_others
 from seg_backbone.errors import ConfigError
 from seg_backbone.io import replacing
 from vlm.data.sources.scan_source import File, ScanCase, ScanSet, ScanSource, load_image
@@ -47,7 +48,7 @@ def import_scans(
         taken = "one that exists" if out.exists() else f"one inside {path}"
         raise ConfigError(out, "a new folder outside of the source", taken, "choose another -o")
     manifest = out.parent / "manifest.jsonl"
-    others = _lines_of_others(manifest, out.name)
+    others = lines_of_others(manifest, out.name)
     found = source.read(path)
     rows: list[dict[str, Any]] = []
     unlabelled = 0
@@ -112,12 +113,3 @@ def _dataset(source: ScanSource, found: ScanSet, name: str, labelled: int) -> di
     if found.targets:
         data["target_labels"] = {"background": 0, **found.targets}
     return data
-
-
-def _lines_of_others(manifest: Path, dataset: str) -> list[str]:
-    """The lines of a manifest that are not of `dataset`; none where there is no manifest. Raises ConfigError."""
-    lines = manifest.read_text(encoding="utf-8").splitlines() if manifest.is_file() else []
-    try:
-        return [line for line in lines if line.strip() and json.loads(line)["dataset"] != dataset]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ConfigError(manifest, "JSON lines with dataset", str(error), "mend it") from None

@@ -57,7 +57,7 @@ def generate(
     split, part: as in seg_backbone.cases; part "all" takes every case. wordings_part: "train", "heldout", or "both" for
     one of them by chance a case. absent: dataset -> canonical classes that its region cannot contain. progress: called
     with (cases done, cases, case). `image` is relative to the dataset's folder, or to `root` with several datasets.
-    Without cases there are no questions.
+    Without cases there are no questions; about what a model labelled there are none either.
     Raises ConfigError for an unknown part or a missing split, and the errors of the readers.
     """
     if wordings_part not in (*PARTS, "both"):
@@ -66,7 +66,7 @@ def generate(
         known = ", ".join(("training", *split, "all")) if split else "all (a split file gives more)"
         raise ConfigError("--part", f"a part among {known}", repr(part), "choose one, or pass --split")
     root, wordings = Path(root), read_wordings()
-    cases = [case for dataset in datasets for case in list_cases(root, dataset)]
+    cases = [case for dataset in datasets for case in list_cases(root, dataset) if not case.pseudo]
     if part != "all":
         cases = split_cases(cases, dict(split or {}), part)
     base = root / datasets[0] if len(datasets) == 1 else root
