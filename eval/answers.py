@@ -463,6 +463,11 @@ def _figure_table(systems: dict[str, dict[str, Any]], main: str) -> Table:
         "Figures judge answered, abstained and unreadable questions; errors, agreement and auroc the answered alone.",
         "Intervals: 95 %, bootstrap over patients. Unscored and missing questions are counted below, not judged.",
     ]
+    of_synthetic = [own["by"].get("synthetic", {}).get("yes", {}) for own in systems[main]["types"].values()]
+    if synthetic := sum(part.get("n", 0) for part in of_synthetic):
+        notes.append(
+            f"{synthetic} questions are about synthetic tumours; `By synthetic` has the others apart from them."
+        )
     unanswerable = systems[main]["unanswerable"]
     if unanswerable["n"]:
         notes.append(f"Unanswerable: {unanswerable['n']}, of which {unanswerable[ABSTAINED]} rightly abstained.")

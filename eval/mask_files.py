@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,9 +45,11 @@ def pair_cases(
     """Predictions and references of one name, by name; see `Protocol` for what becomes of the others.
 
     allow_missing: where the rules refuse a missing or an extra case although no script is the reason, a missing one
-    scores 0 and an extra one is left out. Raises InputError: nothing to score, or cases that the rules refuse.
+    scores 0 and an extra one is left out. Raises InputError: nothing to score, cases that the rules refuse, or
+    synthetic ones.
     """
     predictions, references = mask_files(pred_dir), mask_files(ref_dir)
+    require_real(ref_dir, references)
     missing = [case for case in references if case not in predictions]
     extra = [case for case in predictions if case not in references]
     if not references:
@@ -175,6 +178,31 @@ def find_manifest(ref_dir: str | Path) -> Path | None:
     folder = Path(ref_dir).resolve()
     candidates = (place / "manifest.jsonl" for place in (folder, *folder.parents[:2]))
     return next((path for path in candidates if path.is_file()), None)
+
+
+def require_real(ref_dir: str | Path, cases: Collection[str]) -> None:
+    """Raises InputError where a reference case holds synthetic tumours: they are to train on, not to be measured by.
+
+    It does where `"synthetic": true` stands in a dataset.json in or beside the folder, or in the line of the case in
+    the manifest that `find_manifest` finds (of a dataset that is a folder on the path of `ref_dir`).
+    """
+    marked = set()
+    for place in (Path(ref_dir), Path(ref_dir).resolve().parent):
+        try:
+            data = json.loads((place / "dataset.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        marked |= set(cases) if isinstance(data, dict) and data.get("synthetic") else set()
+    if manifest := find_manifest(ref_dir):
+        parts = Path(ref_dir).resolve().parts
+        with suppress(InputError):  # who needs the manifest is told of its faults
+            marked |= {
+                str(line.get("case"))
+                for _, line in read_jsonl(manifest)
+                if line.get("synthetic") and line.get("dataset") in parts
+            }
+    if found := sorted(marked & set(cases)):
+        raise InputError(ref_dir, "real scans", f"synthetic tumours in {some(found)}", "leave these cases out")
 
 
 def _own_lines(manifest: str | Path, ref_dir: str | Path) -> list[tuple[int, dict[str, Any]]]:

@@ -16,7 +16,7 @@ from seg_backbone.errors import ConfigError, QuestionError
 TYPES = ("classification", "multilabel", "counting", "measurement", "regression", "detection", "open")
 NUMERIC = ("counting", "measurement", "regression")
 # keys of questions that are told apart without being asked to
-STRATA = ("property", "fact", "region", "modality", "dataset", "source", "wording")
+STRATA = ("property", "fact", "region", "modality", "dataset", "source", "wording", "synthetic")
 
 
 class Reference(NamedTuple):
@@ -84,7 +84,7 @@ def _reference(where: str, question: dict[str, Any], strata: Sequence[str], shar
     if unit is not None and not isinstance(unit, str):
         raise QuestionError(where, "unit as a string", repr(unit)[:80], "correct the unit")
     cluster = str(question.get("patient") or question.get("image") or question["id"])
-    values = tuple([str(question[key]) if question.get(key) is not None else "" for key in strata])
+    values = tuple([_stratum(question.get(key)) for key in strata])
     options = tuple(options) if options else None
     group = str(question.get("property") or kind)
     try:
@@ -102,6 +102,13 @@ def _reference(where: str, question: dict[str, Any], strata: Sequence[str], shar
         answer=share(answer, answer) if isinstance(answer, str) else answer,
         strata=share(values, values),
     )
+
+
+def _stratum(value: Any) -> str:
+    """A value that questions are told apart by, as text; "" where there is none."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "" if value is None else str(value)
 
 
 def _checked(kind: str, answer: Any, options: tuple[str, ...] | None) -> Any:

@@ -3,7 +3,8 @@
 What a case annotates comes from `manifest.jsonl` beside the datasets (one line a case: dataset, case, annotated, and
 where known modality, region, patient), else from `annotated` in its dataset.json (a list of classes for all cases, or
 case -> list), else it is every label. `pseudo` in the manifest or in dataset.json marks what a model labelled
-(pseudo_dataset.py): it trains, and nothing is validated on it. A dataset entry of the configuration may add
+(pseudo_dataset.py), `synthetic` what has synthetic tumours (synthetic_dataset.py): it trains, and nothing is validated
+on it. A dataset entry of the configuration may add
 - absent: classes that no scan of it shows, because its body region cannot contain them or everybody is healthy (they
   count as background there, not as unknown); a dataset needs no masks for that;
 - lesion_free_outside: a folder of target volumes that hold all gross disease, so that voxels outside them are
@@ -31,6 +32,7 @@ from seg_backbone.resample import resample_labels
 from seg_backbone.volume import Mask, Volume, require_same_grid
 
 FOLDS = 5  # nnU-Net's number
+MARKS = ("pseudo", "synthetic")  # of what is not real
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,8 @@ class DatasetEntry:
 class CaseFiles:
     """Where a case lies and what it annotates (canonical names). patient: the unit of every split.
 
-    labels, regions, unsure: what the values of the mask stand for, see labels.LabelFile. pseudo: labelled by a model.
+    labels, regions, unsure: what the values of the mask stand for, see labels.LabelFile. pseudo: labelled by a model;
+    synthetic: with synthetic tumours drawn in; such cases train, and never validate.
     """
 
     dataset: str
@@ -68,6 +71,12 @@ class CaseFiles:
     regions: dict[str, tuple[str, ...]] = field(default_factory=dict)
     unsure: dict[int, tuple[str, ...]] = field(default_factory=dict)
     pseudo: bool = False
+    synthetic: bool = False
+
+    @property
+    def real(self) -> bool:
+        """Neither scan nor labels were made up."""
+        return not (self.pseudo or self.synthetic)
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,7 +120,7 @@ def list_cases(root: str | Path, dataset: str) -> list[CaseFiles]:
                 raise ConfigError(root / "manifest.jsonl", "JSON with dataset and case", found, "mend it") from None
     description = folder / "dataset.json"
     meaning = read_label_file(description) if description.is_file() else LabelFile({}, {}, {})
-    channel, stated, ending, pseudo = _described(description)
+    channel, stated, ending, marks = _described(description)
     cases = []
     for image in sorted((folder / "imagesTr").glob(f"*_0000{ending}")):
         case = image.name.removesuffix(f"_0000{ending}")
@@ -134,17 +143,18 @@ def list_cases(root: str | Path, dataset: str) -> list[CaseFiles]:
                 region=row.get("region", ""),
                 regions=meaning.regions,
                 unsure=meaning.unsure,
-                pseudo=pseudo or bool(row.get("pseudo")),
+                pseudo="pseudo" in marks or bool(row.get("pseudo")),
+                synthetic="synthetic" in marks or bool(row.get("synthetic")),
             )
         )
     return cases
 
 
-def _described(path: Path) -> tuple[str, Any, str, bool]:
+def _described(path: Path) -> tuple[str, Any, str, tuple[str, ...]]:
     """Of a dataset.json: the name of channel 0 ("CT", "MR_T1"), by which nnU-Net tells modalities, CT without one; its
-    `annotated`, a list of classes or case -> list; its `file_ending`; and whether it is `pseudo`."""
+    `annotated`, a list of classes or case -> list; its `file_ending`; and which of MARKS it has."""
     if not path.is_file():
-        return "CT", {}, ".nii.gz", False
+        return "CT", {}, ".nii.gz", ()
     data = json.loads(path.read_text(encoding="utf-8"))
     stated = data.get("annotated", {})
     if not isinstance(stated, list) and not (
@@ -153,7 +163,8 @@ def _described(path: Path) -> tuple[str, Any, str, bool]:
         raise ConfigError(path, "`annotated` to be a list of classes, or case -> list", repr(stated), "correct it")
     if (ending := data.get("file_ending", ".nii.gz")) not in SUFFIXES:
         raise ConfigError(path, f"a `file_ending` among {', '.join(SUFFIXES)}", repr(ending), "convert the files")
-    return str(data.get("channel_names", {}).get("0", "CT")), stated, ending, bool(data.get("pseudo"))
+    marks = tuple(mark for mark in MARKS if data.get(mark))
+    return str(data.get("channel_names", {}).get("0", "CT")), stated, ending, marks
 
 
 def lines_of_others(manifest: Path, dataset: str) -> list[str]:

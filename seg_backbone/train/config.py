@@ -13,6 +13,7 @@ from seg_backbone.cases import DatasetEntry
 from seg_backbone.errors import ConfigError
 from seg_backbone.plan import Plan
 from seg_backbone.pseudo_labels import PseudoRules
+from seg_backbone.synthetic_tumours import BODY, TumourRecipe
 from seg_backbone.train.consistency import Consistency
 from seg_backbone.train.cutmix import CutMix
 
@@ -66,6 +67,24 @@ class PseudoLabels:
 
 
 @dataclass(frozen=True)
+class SyntheticTumours:
+    """Tumours drawn into training windows as they come. share: of the windows, that are tried."""
+
+    share: float
+    recipe: TumourRecipe
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.share <= 1:
+            raise ConfigError("synthetic_tumours.share", "a value from 0 to 1", f"{self.share}", "correct it")
+
+    @staticmethod
+    def parse(data: dict[str, Any]) -> SyntheticTumours:
+        """`share`, and beside it what a recipe may say. Raises ConfigError."""
+        look = {key: value for key, value in data.items() if key != "share"}
+        return SyntheticTumours(data.get("share", 0.5), TumourRecipe.of(look, "synthetic_tumours"))
+
+
+@dataclass(frozen=True)
 class SegmentationConfig:
     """What `vlm train segmentation --config FILE` reads. Paths are relative to the working directory.
 
@@ -73,6 +92,9 @@ class SegmentationConfig:
     patients (configs/split.json) or nnU-Net's splits_final.json, of which `fold` validates; without one each dataset's
     own splits_final.json, or else five folds of its patients. sampling: "cases" (every case of a dataset as often as
     the others) or "annotations" (every set of annotated classes as often as the others).
+
+    synthetic_tumours: draws tumours into training windows, off without it, and never in validation; its keys are
+    `share` (0.5) of the windows and those of seg_backbone.synthetic_tumours.TumourRecipe, with classes of the plan.
 
     Steps. start: model folder whose weights to begin from. One step sees `batch` windows times `accumulate` times the
     processes. optimizer: "adamw" or "sgd" (Nesterov, `momentum`); schedule: "cosine" or "poly", after a linear warm-up,
@@ -101,6 +123,7 @@ class SegmentationConfig:
     fold: int = 0
     sampling: Literal["cases", "annotations"] = "cases"
     augmentation: Augmentation = field(default_factory=Augmentation)
+    synthetic_tumours: SyntheticTumours | None = None
     start: Path | None = None
     steps: int = 5000
     schedule_steps: int | None = None
@@ -139,6 +162,11 @@ class SegmentationConfig:
             raise ConfigError("plan", "a plan that training can fill", found, "start from `vlm configure`")
         if self.consistency and not self.ema:
             raise ConfigError("consistency", "`ema` above 0, whose average is the teacher", "0", "set it, say 0.99")
+        if self.synthetic_tumours:
+            recipe = self.synthetic_tumours.recipe
+            if strange := sorted({recipe.label, *recipe.inside} - {BODY, *self.plan.classes}):
+                expected = f"classes of the plan: {', '.join(self.plan.classes)} (or {BODY})"
+                raise ConfigError("synthetic_tumours", expected, ", ".join(strange), "correct `label` or `inside`")
         for name, allowed in CHOICES.items():
             if (value := getattr(self, name)) not in allowed:
                 raise ConfigError(name, f"one of {', '.join(allowed)}", repr(value), "choose one of them")
@@ -164,6 +192,8 @@ class SegmentationConfig:
         data = dict(data)
         data["datasets"] = tuple(DatasetEntry(**_hashable(entry)) for entry in data["datasets"])
         data["augmentation"] = Augmentation(**data.get("augmentation", {}))
+        if data.get("synthetic_tumours") is not None:
+            data["synthetic_tumours"] = SyntheticTumours.parse(data["synthetic_tumours"])
         data["members"] = tuple(Member(**member) for member in data.get("members", ()))
         if data.get("consistency") is not None:
             data["consistency"] = Consistency(**data["consistency"])

@@ -22,6 +22,7 @@ from seg_backbone.train.cache import cached_case
 from seg_backbone.train.config import SegmentationConfig
 from seg_backbone.train.cutmix import carried_lesions
 from seg_backbone.train.samples import LabelledCases, Source
+from seg_backbone.train.synthetic import WithTumours
 
 Progress = Callable[[str, int, int], None]
 
@@ -50,11 +51,11 @@ def read_cases(
 def divide(config: SegmentationConfig) -> list[tuple[list[CaseFiles], list[CaseFiles]]]:
     """The cases of each dataset that train, and those that validate.
 
-    What a model labelled never validates, and trains unless a split holds its patient back. Raises ConfigError for
-    `labelled` patients that do not train.
+    What is not real, labels or scan, never validates, and trains unless a split holds its patient back. Raises
+    ConfigError for `labelled` patients that do not train.
     """
     listed = [list_cases(config.data, entry.name) for entry in config.datasets]
-    drawn = [[files for files in cases if not files.pseudo] for cases in listed]
+    drawn = [[files for files in cases if files.real] for cases in listed]
     splits = [
         dataset_split(config, entry.name, cases) if cases or config.split else {}
         for entry, cases in zip(config.datasets, drawn, strict=True)
@@ -67,7 +68,7 @@ def divide(config: SegmentationConfig) -> list[tuple[list[CaseFiles], list[CaseF
             found = f"{', '.join(strange)}, of which none trains"
             raise ConfigError(entry.name, "training patients under `labelled`", found, "correct them")
         kept = [_if_labelled(files, entry) for files in kept]
-        kept += [files for files in cases if files.pseudo and not {files.patient, files.case} & held]
+        kept += [files for files in cases if not files.real and not {files.patient, files.case} & held]
         parts.append((kept, split_cases(own, split, "validation")))
     return parts
 
@@ -107,6 +108,8 @@ def build_sources(config: SegmentationConfig, training: Sequence[Sequence[Traini
     if config.cutmix:
         cases = [case for group in training for case in group]
         sources.append(carried_lesions(config.cutmix, cases, config.plan, config.augmentation))
+    if config.synthetic_tumours:
+        return [WithTumours(source, config.plan, config.synthetic_tumours) for source in sources]
     return sources
 
 

@@ -345,6 +345,17 @@ def test_strata(scored):
         scored(questions, [{"value": 1}], by=["hospital"])
 
 
+def test_questions_about_synthetic_tumours_are_told_apart(scored):
+    questions = [{"type": "counting", "answer": 1, "synthetic": True}, {"type": "counting", "answer": 1}]
+    results = scored(questions, [{"value": 1}, {"value": 2}])
+    by = results.metrics()["types"]["counting"]["by"]["synthetic"]
+    assert {value: part["figures"]["exact"] for value, part in by.items()} == {"yes": 1.0, "": 0.0}
+    tables = {table.title: table for table in results.tables()}
+    assert [row[0] for row in tables["By synthetic"].rows] == ["yes", "–"]
+    assert any(note.startswith("1 questions are about synthetic") for note in tables["Answers"].notes)
+    assert "synthetic" not in scored(questions[1:], [{"value": 1}]).metrics()["types"]["counting"]["by"]
+
+
 def test_a_text_that_declines_is_an_abstention(scored):
     questions = [{"type": kind, "answer": answer} for kind, answer in (("counting", 2), ("open", "mass"))]
     metrics = scored(questions, [{"text": "I cannot determine that."}, {"text": "I'm sorry, I can't help."}]).metrics()

@@ -85,6 +85,26 @@ def test_corrected_scores_states_and_volumes(folders):
     assert tumour["relative_volume_error"]["mean"] == 0  # of shift alone: nothing is a share of an empty reference
 
 
+@pytest.mark.parametrize("protocol", ["corrected", "flare24", "automsc"])
+def test_synthetic_references_are_refused(folders, protocol):
+    pred, ref, write = folders
+    for case in ("real", "made"):
+        write("pred", case, array(CUBE))
+        write("ref", case, array(CUBE))
+    lines = [
+        {"dataset": "ref", "case": "made", "synthetic": True},
+        {"dataset": "other", "case": "real", "synthetic": True},
+    ]
+    manifest = ref.parent / "manifest.jsonl"
+    manifest.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(InputError, match="synthetic tumours in made;"):
+        evaluate_masks(pred, ref, protocol, None if protocol == "flare24" else LABELS)
+    manifest.unlink()
+    (ref.parent / "dataset.json").write_text('{"synthetic": true}')
+    with pytest.raises(InputError, match="synthetic tumours in made, real;"):
+        evaluate_masks(pred, ref, protocol, None if protocol == "flare24" else LABELS)
+
+
 def test_crop_gives_the_score_of_the_whole_array(folders):
     pred, ref, write = folders
     rng = np.random.default_rng(1)

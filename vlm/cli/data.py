@@ -1,4 +1,4 @@
-"""`vlm data`: questions from annotated datasets, import of public sets, pseudo-labels, checks of both."""
+"""`vlm data`: questions from annotated datasets, import of public sets, pseudo-labels, synthetic tumours, checks."""
 
 from __future__ import annotations
 
@@ -281,6 +281,67 @@ def _volumes(pairs: list[str]) -> dict[str, float]:
         except ValueError:
             raise ConfigError("--minimum-ml", "CLASS=ML", repr(pair), "for example tumour=1") from None
     return found
+
+
+@app.command()
+def synthesise(
+    dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="nnU-Net raw folder of real scans.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="nnU-Net raw folder to write; an interrupted one goes on.")],
+    inside: Annotated[
+        str | None, typer.Option(help="Classes to draw in, by commas, or body: soft tissue of no class. [body]")
+    ] = None,
+    label: Annotated[str | None, typer.Option(help="Class of the tumours. [tumour]")] = None,
+    count: Annotated[str | None, typer.Option(metavar="N|N-M", help="Tumours a scan. [1-3]")] = None,
+    sizes: Annotated[str | None, typer.Option(help="Of tiny, small, medium, large, by commas. [all]")] = None,
+    recipe: Annotated[
+        Path | None, typer.Option(help="YAML with these and more: contrast, edge, texture, mass effect (TumourRecipe).")
+    ] = None,
+    copies: Annotated[int, typer.Option(min=1, help="Cases made of each scan.")] = 1,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same tumours.")] = 0,
+    split: Annotated[Path | None, typer.Option(help="Split file: only its training patients.")] = None,
+    lesion_free: Annotated[
+        bool, typer.Option("--lesion-free", help="Scans that do not annotate the class have no real lesion of it.")
+    ] = False,
+    regions: Annotated[
+        Path | None, typer.Option(help="Folder of masks CASE.nii.gz; tumours lie inside of them.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the counts as JSON.")] = False,
+) -> None:
+    """Draw synthetic tumours into real scans, to train on. Every output says that it is synthetic."""
+    import json
+
+    import yaml
+
+    from seg_backbone.cases import read_split
+    from seg_backbone.errors import ConfigError
+    from seg_backbone.synthetic_dataset import synthesise as write
+    from seg_backbone.synthetic_tumours import TumourRecipe
+
+    try:
+        said = yaml.safe_load(recipe.read_text(encoding="utf-8")) if recipe else {}
+        if not isinstance(said, dict):
+            raise ValueError(f"{type(said).__name__}, not keys and values")
+        said |= {"inside": inside.split(",")} if inside else {}
+        said |= {"label": label} if label else {}
+        said |= {"count": [int(number) for number in count.split("-")] * (2 - count.count("-"))} if count else {}
+        said |= {"sizes": dict.fromkeys(map(str.strip, sizes.split(",")), 1.0)} if sizes else {}
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        expected = "YAML of a recipe, and N or N-M tumours"
+        raise ConfigError(recipe or "--count", expected, str(error).splitlines()[0], "see --help") from None
+    look = TumourRecipe.of(said, str(recipe or "recipe"))
+    with _bar("drawing") as progress:
+        table = read_split(split) if split else None
+        done = write(dataset, out, look, copies, seed, table, lesion_free, regions, progress)
+    for name, reason in [*done.skipped.items(), *done.failed.items()]:
+        print(f"left out: {name}: {reason}", file=sys.stderr)
+    if as_json:
+        print(json.dumps(done.to_json()))
+    else:
+        counted = ", ".join(f"{number} {size}" for size, number in done.by_size.most_common())
+        print(f"{done.by_size.total()} synthetic tumours in {done.cases} cases: {counted}")
+        print(f"Wrote {out}, and what each case annotates to {out.parent / 'manifest.jsonl'}", file=sys.stderr)
+    if done.failed:
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -172,6 +172,8 @@ def _question(files: CaseFiles, image: str, fact: str, number: int, draft: Draft
         "wording": scene.part,
         "source": SOURCES.get(fact, "reference mask"),
     }
+    if files.synthetic:
+        about["synthetic"] = True
     return Question(
         id=f"{files.dataset}/{files.case}/{fact}/{number}",
         image=image,
@@ -219,4 +221,4 @@ def _ct_of_patients(root: Path) -> dict[str, Path]:
     """Patient -> a CT of theirs in any dataset of `root`."""
     folders = sorted(folder.name for folder in root.iterdir() if (folder / "imagesTr").is_dir())
     cases = [case for dataset in folders for case in list_cases(root, dataset)]
-    return {case.patient: case.image for case in cases if case.modality == "CT"}
+    return {case.patient: case.image for case in cases if case.modality == "CT" and not case.synthetic}

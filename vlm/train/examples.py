@@ -49,12 +49,17 @@ def load_examples(
     most: int,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> list[Example]:
-    """Scenes of the cases of a part, at most `most` a dataset, spread evenly; features cached by scan and weights."""
+    """Scenes of the cases of a part, at most `most` a dataset, spread evenly; features cached by scan and weights.
+
+    Cases with synthetic tumours are in the part "training" alone.
+    """
     cache.mkdir(parents=True, exist_ok=True)
     table = read_split(split)
     jobs = []
     for entry in datasets:
         files = split_cases(list_cases(data, entry.name), table, part)
+        if part != "training":
+            files = [case for case in files if not case.synthetic]
         keep = np.linspace(0, len(files) - 1, min(most, len(files))).round().astype(int)
         jobs += [(files[n], entry) for n in keep]
     fats: dict[str, float | None] = {}
