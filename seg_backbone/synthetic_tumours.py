@@ -112,7 +112,7 @@ class TumourRecipe:
         if unknown := sorted(set(data) - set(known)):
             raise ConfigError(source, f"keys among {', '.join(known)}", ", ".join(unknown), "correct or drop them")
         try:
-            fields = {key: tuple(value) if isinstance(value, list) else value for key, value in data.items()}
+            fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
             for key in PAIRS & {key for key, value in fields.items() if isinstance(value, int | float)}:
                 fields[key] = (fields[key], fields[key])
             if "inside" in fields:

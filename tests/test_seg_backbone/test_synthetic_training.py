@@ -55,7 +55,7 @@ def configuration(data, output, **changes):
         split=data / "split.json",
         plan=PLAN,
         datasets=(DatasetEntry("D1"),),
-        steps=60,
+        steps=80,
         learning_rate=3e-2,
         warmup=3,
         ema=0.9,

@@ -164,7 +164,7 @@ def fat_percent(volume: Volume) -> float | None:
 
 
 def _question(files: CaseFiles, image: str, fact: str, number: int, draft: Draft, scene: Scene) -> Question:
-    about = {
+    about: dict[str, object] = {
         "fact": fact,
         "instances": [instance.id for instance in draft.chosen],
         "patient": files.patient,
