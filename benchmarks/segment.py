@@ -6,13 +6,17 @@
 
 Every measurement is a process of its own: cold is the wall time of a process that segments one scan (`vlm segment`
 itself where it is ours), warm the second scan of a process that segments two; peaks are those of the cold one, as
-`vlm evaluate efficiency` measures them. Writes benchmarks.json, benchmarks.md and benchmarks.png. A run that was
-interrupted goes on where it stopped.
+`vlm evaluate efficiency` measures them. nnU-Net takes minutes, so it gets one process: its warm time is that of the
+one scan without the start. Writes benchmarks.json, benchmarks.md and benchmarks.png. A run that was interrupted goes on
+where it stopped.
 
 The weights are the shipped ones with another head: their classes first, then copies that never win, so that the masks
-stay those of a real model whatever the number of classes. Scans are a real CT, resized and mirrored along the body.
-nnU-Net gets the weights as a folder of its own kind and the scan once per input channel; mirroring is off everywhere.
-It brings packages of its own: --nnunet-python names the interpreter of the environment that has nnunetv2.
+stay those of a real model whatever the number of classes. Scans are a real CT that the model did not train on, resized
+and repeated along the body, with noise. nnU-Net gets the weights as a folder of its own kind and the scan once per
+input channel; "imported" is that folder after `vlm model import`, on the same files. Those three prepare the scan as
+nnU-Net does; "vlm" is our own folder, which smooths the scan before it shrinks it, as in training, and MONAI gets what
+that prepares. Mirroring is off everywhere. nnU-Net brings packages of its own: --nnunet-python names the interpreter of
+the environment that has nnunetv2.
 """
 
 from __future__ import annotations
@@ -29,8 +33,9 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-SOURCE = ROOT / "examples" / "scans" / "Dataset105_Torso" / "imagesTr" / "torso_000_0000.nii.gz"
-SYSTEMS = ("vlm fast", "vlm accurate", "monai", "nnunet")
+SOURCE = ROOT / "examples" / "scans" / "Dataset101_HeadNeckCT" / "imagesTr" / "hn_019_0000.nii.gz"
+OURS = ("vlm fast", "vlm accurate", "imported fast", "imported accurate")
+SYSTEMS = (*OURS, "monai", "nnunet")
 FULL = [(512, depth, classes) for classes in (2, 14, 60) for depth in (100, 300, 600)]
 QUICK = [(160, 100, 2), (160, 100, 14)]
 SLICE_MM = (
@@ -84,14 +89,16 @@ def measure(
     limit = f"{memory_gb or _installed_gb():g}"
 
     def command(repeats: int) -> list[str]:
-        if repeats == 1 and system.startswith("vlm"):
-            mode = "--" + system.removeprefix("vlm ")
-            options = [mode, "--model", str(model), "--device", device, "--modality", "CT"]
+        if repeats == 1 and system in OURS:
+            mode = "--" + system.split()[1]
+            options = [mode, "--model", str(_model_of(system, model)), "--device", device, "--modality", "CT"]
             return [python, "-m", "vlm.cli", "segment", str(scan), "-o", str(out), *options]
         return [python, __file__, "--child", system, str(scan), str(model), str(out), device, str(repeats), limit]
 
     os.environ["PYTHONPATH"] = str(ROOT)
-    warm, cold = run(command(2)), run(command(1))  # the first also converts for OpenVINO, which is done once a model
+    warm = None if system == "nnunet" else run(command(2))  # also converts for OpenVINO, which is done once a model
+    cold = run(command(1))
+    warm = warm or cold
     failed = next((f"exit code {one.exit_code}" for one in (cold, warm) if one.exit_code), None)
     return {
         "system": system,
@@ -129,14 +136,14 @@ def child(system: str, scan: Path, model: Path, out: Path, device: str, repeats:
 
 
 def with_vlm(system: str, model: Path, device: str) -> Callable[[Path, Path], None]:
-    """This project; "vlm fast" takes OpenVINO where it is installed, "vlm accurate" is torch with the plan's step."""
-    from seg_backbone.io import read_volume, write_mask
+    """This project; fast takes OpenVINO where it is installed and pays, accurate is torch with the plan's step."""
+    from seg_backbone.io import write_mask
     from seg_backbone.predict import Segmenter
 
-    segmenter = Segmenter.load(model, device, "auto")
+    segmenter = Segmenter.load(_model_of(system, model), device, "auto")
 
     def run(scan: Path, mask: Path) -> None:
-        write_mask(segmenter(read_volume(scan, "CT"), fast=system == "vlm fast").mask, mask)
+        write_mask(segmenter(scan, "CT", fast=system.endswith("fast")).mask, mask)
 
     return run
 
@@ -189,7 +196,10 @@ def with_nnunet(system: str, model: Path, device: str) -> Callable[[Path, Path],
 
 
 def make_scan(side: int, depth: int, path: Path) -> None:
-    """(side, side, depth) voxels, int16: a real CT resized in plane, mirrored along the body, with noise."""
+    """(side, side, depth) voxels, int16: a real CT resized in plane, repeated along the body, with noise.
+
+    CASE_0001, the second channel of a model as nnU-Net has it, is a link to it.
+    """
     import numpy as np
 
     from seg_backbone.geometry import Grid, to_canonical
@@ -203,13 +213,15 @@ def make_scan(side: int, depth: int, path: Path) -> None:
     source, grid = to_canonical(volume.array, volume.grid)
     slices = max(2, round(source.shape[2] * grid.spacing_mm[2] / SLICE_MM))
     fine = resample_array(np.ascontiguousarray(source), (side, side, slices))
-    there_and_back = np.abs((np.arange(depth) + slices - 1) % (2 * (slices - 1)) - (slices - 1))
     noise = np.random.default_rng(0)
     array = np.empty((side, side, depth), dtype=np.int16, order="F")
-    for k, origin in enumerate(there_and_back):
-        array[..., k] = np.rint(fine[..., origin] + noise.normal(0, 10, (side, side)))
+    for k in range(depth):
+        array[..., k] = np.rint(fine[..., k % slices] + noise.normal(0, 10, (side, side)))
     spacing = [*(grid.spacing_mm[:2] * source.shape[:2] / side), SLICE_MM, 1]
     write_volume(Volume(array, Grid(array.shape, np.diag(spacing)), "CT"), path)
+    second = path.with_name(path.name.replace("_0000", "_0001"))
+    second.unlink(missing_ok=True)
+    second.symlink_to(path.name)
 
 
 def make_model(classes: int, folder: Path) -> None:
@@ -218,8 +230,9 @@ def make_model(classes: int, folder: Path) -> None:
 
     from seg_backbone.checkpoint import load_model, save_model
     from seg_backbone.nets import build_network
+    from seg_backbone.nnunet import import_nnunet
 
-    if (folder / "nnunet" / "fold_0" / "checkpoint_final.pth").exists():
+    if (folder / "imported").exists():
         return
     network, plan, _ = load_model("default")
     known = list(plan.classes)
@@ -263,7 +276,7 @@ def make_model(classes: int, folder: Path) -> None:
         },
         "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
     }
-    resampling = {"is_seg": False, "order": 1, "order_z": 0, "force_separate_z": None}
+    resampling = {"is_seg": False, "order": 3, "order_z": 0, "force_separate_z": None}
     configuration = {
         "data_identifier": "benchmark",
         "preprocessor_name": "DefaultPreprocessor",
@@ -275,9 +288,9 @@ def make_model(classes: int, folder: Path) -> None:
         "resampling_fn_data": "resample_data_or_seg_to_shape",
         "resampling_fn_data_kwargs": resampling,
         "resampling_fn_seg": "resample_data_or_seg_to_shape",
-        "resampling_fn_seg_kwargs": resampling | {"is_seg": True},
+        "resampling_fn_seg_kwargs": resampling | {"is_seg": True, "order": 1},
         "resampling_fn_probabilities": "resample_data_or_seg_to_shape",
-        "resampling_fn_probabilities_kwargs": resampling,
+        "resampling_fn_probabilities_kwargs": resampling | {"order": 1},
         "architecture": architecture,
         "batch_dice": False,
     }
@@ -317,6 +330,7 @@ def make_model(classes: int, folder: Path) -> None:
         "inference_allowed_mirroring_axes": None,
     }
     torch.save(checkpoint, home / "fold_0" / "checkpoint_final.pth")
+    import_nnunet(home, folder / "imported")
 
 
 def agree(rows: list[dict[str, Any]], work: Path) -> None:
@@ -373,6 +387,11 @@ def write(rows: list[dict[str, Any]], out: Path, device: str) -> None:
     axes.legend(fontsize="x-small")
     with replacing(out / "benchmarks.png") as temporary:
         figure.savefig(temporary, format="png", dpi=150)
+
+
+def _model_of(system: str, model: Path) -> Path:
+    """The folder that one of OURS runs."""
+    return model / "imported" if system.startswith("imported") else model
 
 
 def _cell(value: float | None) -> str:

@@ -48,7 +48,6 @@ from seg_backbone.volume import Mask, Volume
 
 FAST_STEP = 0.8  # share of a window between neighbours in fast mode; FLARE's winners use 0.7 to 0.8
 UNKNOWN_WINDOW_BYTES = 3000  # a voxel of the window, before one was run: a U-Net with 64 features at full resolution
-EXACT_BYTES = 40  # a voxel of the scan, while it is resampled as nnU-Net does: float64, twice, and splines
 GPU_BATCH = 4  # windows at once on a GPU; on a CPU more than one gains nothing
 
 
@@ -134,23 +133,25 @@ class Segmenter:
     ) -> Segmentation:
         """Segment and measure one scan.
 
-        (array, affine): (i, j, k) numbers and a 4x4 voxel -> RAS mm affine. fast: fewer overlapping windows, and those
-        that a certificate rules out are skipped. keep_stages: encoder stages whose features to keep (see Features);
-        then every window is run once, by torch. progress: called with (windows done, all). max_*: see Budget; settings
-        are degraded until they fit, and the report says which. verify_skips: also run the skipped windows and say what
-        differs. step: share of a window between neighbours, instead of the plan's. blending: see BLENDINGS. mirror:
-        mean over the flips that the model was trained with; None: where nnU-Net does so, not in fast mode. export: see
-        `argmax_slabs`. roi: a low-resolution pass says which windows to run; None: in fast mode, where the plan has one
-        and it costs less than half of them. gate: the model's classifier says it too; None: in fast mode, where it has
-        one. Without fast and without caps a model of nnU-Net is run as nnU-Net runs it.
+        (array, affine): (i, j, k) numbers and a 4x4 voxel -> RAS mm affine. fast: fewer overlapping windows (a model of
+        nnU-Net keeps its own: others would give another mask), and those that a certificate rules out are skipped.
+        keep_stages: encoder stages whose features to keep (see Features); then every window is run once, by torch.
+        progress: called with (windows done, all). max_*: see Budget; settings are degraded until they fit, and the
+        report says which. verify_skips: also run the skipped windows and say what differs. step: share of a window
+        between neighbours, instead of the plan's. blending: see BLENDINGS. mirror: mean over the flips that the model
+        was trained with; None: where nnU-Net does so, not in fast mode. export: see `argmax_slabs`. roi: a
+        low-resolution pass says which windows to run; None: in fast mode, where the plan has one and it costs less than
+        half of them. gate: the model's classifier says it too; None: in fast mode, where it has one. Without fast and
+        without caps a model of nnU-Net is run as nnU-Net runs it.
         A scan without any of the classes gives an all-zero mask and no instances.
         Raises ScanError for bad input, ConfigError for settings that do not exist and for caps that are too small,
         naming the smallest that would do.
         """
         clock = Clock()
-        usual = FAST_STEP if fast else self.plan.step
-        mirror = self.plan.resampling == "nnunet" and not fast if mirror is None else mirror
-        if self.plan.resampling == "nnunet" and blending == "gaussian":
+        nnunet = self.plan.resampling == "nnunet"
+        usual = FAST_STEP if fast and not nnunet else self.plan.step
+        mirror = nnunet and not fast if mirror is None else mirror
+        if nnunet and blending == "gaussian":
             blending = "nnunet"
         settings = Settings(usual if step is None else step, blending, mirror, export, fast, roi, gate)
         budget = Budget(max_ram_mb, max_gpu_mb, max_seconds)
@@ -179,10 +180,7 @@ class Segmenter:
                 runtime = self.runtimes.plain(fast, "windows smaller than the plan's come from torch")
             clock.lap("plan")
         plan = self.plan.with_(spacing_mm=tuple(s * choice.coarser for s in self.plan.spacing_mm))
-        # nnU-Net's own resampling is slow and large: without it where speed or memory is short
-        room = machine["ram_mb"] - ram_mb() > EXACT_BYTES * volume.array.size / MB
-        exact = self.plan.resampling == "nnunet" and not fast and not budget.caps() and room
-        image, grid = preprocess(volume, plan, exact)
+        image, grid = preprocess(volume, plan)
         clock.lap("preprocess")
         runtime = self.runtimes.verified(runtime, torch.from_numpy(image), max_ram_mb is not None)
         collector = Collector(self.network, self._mirrored(runtime.forward, settings), grid, keep_stages)
@@ -219,7 +217,6 @@ class Segmenter:
                 "blending": blending,
                 "mirrored": list(self.plan.mirror_axes) if mirror and not keep_stages else [],
                 "export": export,
-                **({"cubic": exact} if self.plan.resampling == "nnunet" else {}),
             },
             "runtime": self.runtimes.report(runtime),
             "windows": collector.count,

@@ -4,8 +4,8 @@ The plan's axes (right, anterior, superior, or the file's) and spacing, and one 
 - HU windows (`plan.ct_windows_hu`), values in [-1, 1.5]. CT: one channel per window. MR: channel 0 is the signal over
   its 99.5th percentile, the other channels hold the constant MR_FLAG, which tells the network that there are no
   Hounsfield units.
-- nnU-Net's (`plan.channels`), one file a channel, each normalised before it is resampled (Isensee et al. 2021). Linear
-  resampling commutes with what is linear, so only clipping is done before it; the cubic one of `exact` does not.
+- nnU-Net's (`plan.channels`), one file a channel, each normalised before it is resampled (Isensee et al. 2021).
+  Resampling is a sum with fixed weights and commutes with what is linear, so only clipping is done before it.
 """
 
 from __future__ import annotations
@@ -31,10 +31,9 @@ def padding(plan: Plan) -> float:
     return 0.0 if plan.channels else PAD
 
 
-def preprocess(volume: Volume, plan: Plan, exact: bool = False) -> tuple[np.ndarray, Grid]:
+def preprocess(volume: Volume, plan: Plan) -> tuple[np.ndarray, Grid]:
     """Returns (channels, i, j, k) float32 on the working grid of `scan_box`, and that grid.
 
-    exact: nnU-Net's cubic interpolation where the plan has its resampling; slow, and takes 16 bytes a voxel.
     Raises ScanError where the scan has not as many channels as the plan.
     """
     arrays, whole = oriented(volume.channels, volume.grid, plan)
@@ -52,14 +51,16 @@ def preprocess(volume: Volume, plan: Plan, exact: bool = False) -> tuple[np.ndar
         )
     masked = any(channel.scheme == "zscore_nonzero" for channel in plan.channels)
     inside = ndimage.binary_fill_holes(_nonzero(arrays)) if masked else None
-    axis = separate_axis(grid.spacing_mm, plan.spacing_mm) if plan.resampling == "nnunet" else None
-    filters = nnunet_filters(axis) if plan.resampling == "nnunet" else SMOOTH
+    nnunet = plan.resampling == "nnunet"
+    axis = separate_axis(grid.spacing_mm, plan.spacing_mm) if nnunet else None
+    filters = nnunet_filters(axis, "cubic") if nnunet else SMOOTH
     image = np.empty((len(arrays), *working.shape), dtype=np.float32)
-    for number, (array, channel) in enumerate(zip(arrays, plan.channels, strict=True)):
-        if exact and plan.resampling == "nnunet":
-            image[number] = _cubic(_normalised(array, channel, inside), working.shape, axis)
-        else:
-            image[number] = _linear(array, channel, inside, working.shape, filters)
+    for made, array, channel in zip(image, arrays, plan.channels, strict=True):
+        only = inside if channel.scheme == "zscore_nonzero" else None
+        scale = _scale(array, channel, only)
+        made[:] = _resampled(array, channel, only, scale, working.shape, filters)
+        if nnunet:  # splines overshoot: kept within the values they came from
+            np.clip(made, *_range(array, channel, only, scale, axis, made.shape), out=made)
     return image, working
 
 
@@ -118,11 +119,11 @@ def normalise(image: np.ndarray, modality: str, plan: Plan) -> np.ndarray:
 
 
 def _scale(array: np.ndarray, channel: Channel, inside: np.ndarray | None) -> tuple[float, float]:
-    """(shift, divisor) of a channel: its values become (value - shift) / divisor."""
+    """(shift, divisor) of a channel: its values become (value - shift) / divisor. inside: where they count; None: all."""
     if channel.scheme == "ct":
         return channel.mean, max(channel.std, 1e-8)
     if channel.scheme in ("zscore", "zscore_nonzero"):
-        mean, deviation = _moments(array, inside if channel.scheme == "zscore_nonzero" else None)
+        mean, deviation = _moments(array, inside)
         return mean, max(deviation, 1e-8)
     if channel.scheme == "rescale_to_0_1":
         return float(array.min()), max(float(array.max()) - float(array.min()), 1e-8)
@@ -141,54 +142,51 @@ def _moments(array: np.ndarray, inside: np.ndarray | None) -> tuple[float, float
     return mean, (sum(float(((part - mean) ** 2).sum()) for part in slices()) / max(count, 1)) ** 0.5
 
 
-def _normalised(array: np.ndarray, channel: Channel, inside: np.ndarray | None) -> np.ndarray:
-    """A channel on the scan's own grid, float32."""
-    shift, divisor = _scale(array, channel, inside)
-    image = array.astype(np.float32)
-    if channel.scheme == "ct":
-        np.clip(image, channel.low, channel.high, out=image)
-    if channel.scheme == "zscore_nonzero":
-        assert inside is not None
-        return np.where(inside, (image - shift) / divisor, image).astype(np.float32)
-    image -= shift
-    image /= divisor
-    return image
+def _clip(channel: Channel) -> tuple[float, float]:
+    """The limits of a channel's values."""
+    return (channel.low, channel.high) if channel.scheme == "ct" else (-np.inf, np.inf)
 
 
-def _linear(
+def _resampled(
     array: np.ndarray,
     channel: Channel,
     inside: np.ndarray | None,
+    scale: tuple[float, float],
     shape: tuple[int, int, int],
     filters: Filters,
 ) -> np.ndarray:
-    """`_normalised` on the working grid, by linear filters; the scan is never copied whole."""
-    shift, divisor = _scale(array, channel, inside)
-    limits = (channel.low, channel.high) if channel.scheme == "ct" else None
-    image = resample_array(array, shape, filters, limits)
-    if channel.scheme == "zscore_nonzero":
-        assert inside is not None
-        image -= shift * resample_array(inside, shape, filters)  # what lies outside is 0 already
-    else:
-        image -= shift
+    """A channel on the working grid, float32, normalised; 0 outside of `inside`, where the scan is 0 already."""
+    shift, divisor = scale
+    image = resample_array(array, shape, filters, _clip(channel))
+    image -= shift if inside is None else shift * resample_array(inside, shape, filters)
     image /= divisor
     return image
 
 
-def _cubic(image: np.ndarray, shape: tuple[int, int, int], axis: int | None) -> np.ndarray:
-    """nnU-Net's resampling: cubic splines, kept within the values they came from; along `axis` the nearest slice."""
-    if image.shape == shape:
-        return image
+def _range(
+    array: np.ndarray,
+    channel: Channel,
+    inside: np.ndarray | None,
+    scale: tuple[float, float],
+    axis: int | None,
+    shape: tuple[int, ...],
+) -> tuple[np.ndarray, np.ndarray]:
+    """The least and the largest normalised value of the scan, or, along `axis`, of the slice nearest to each of `shape`.
+
+    Both broadcast against `shape`.
+    """
+    along = 2 if axis is None else axis
+    ends = np.zeros((array.shape[along], 2))
+    for number, part in enumerate(np.moveaxis(array, along, 0)):
+        kept = part if inside is None else part[np.moveaxis(inside, along, 0)[number]]
+        if kept.size:
+            low, high = np.clip((kept.min(), kept.max()), *_clip(channel))
+            ends[number] = (low - scale[0]) / scale[1], (high - scale[0]) / scale[1]
+        if kept.size < part.size:
+            ends[number] = min(ends[number, 0], 0), max(ends[number, 1], 0)
     if axis is None:
-        return _spline(image, shape)
-    between = [size for other, size in enumerate(shape) if other != axis]
-    slices = [_spline(part, tuple(between)) for part in np.moveaxis(image, axis, 0)]
-    steps = (np.arange(shape[axis]) + 0.5) * (image.shape[axis] / shape[axis])
-    return np.stack([slices[int(step)] for step in steps], axis=axis)
-
-
-def _spline(image: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """As scikit-image's `resize(order=3, mode="edge", anti_aliasing=False)`."""
-    factors = [new / old for new, old in zip(shape, image.shape, strict=True)]
-    zoomed = ndimage.zoom(image.astype(np.float64), factors, order=3, mode="nearest", grid_mode=True)
-    return np.clip(zoomed, image.min(), image.max())
+        return ends[:, 0].min(), ends[:, 1].max()
+    nearest = ((np.arange(shape[axis]) + 0.5) * len(ends) / shape[axis]).astype(np.int64)
+    sides = [1, 1, 1]
+    sides[axis] = -1
+    return ends[nearest, 0].reshape(sides), ends[nearest, 1].reshape(sides)

@@ -3,7 +3,8 @@
 An array over a physical extent goes to another number of voxels over the SAME extent (outer faces fixed). Along one
 axis that is a small matrix: a tent whose half-width is one output voxel when shrinking (so nothing aliases) and one
 input voxel when growing (plain linear interpolation). Three matrix products resample a volume, on any device. Networks
-of nnU-Net know no smoothing: for them an axis is filtered linearly, shrinking or not, or by its nearest voxel.
+of nnU-Net know no smoothing: for them an axis of a scan is filtered by cubic splines and one of logits linearly,
+shrinking or not, or either by its nearest voxel.
 """
 
 from __future__ import annotations
@@ -12,21 +13,29 @@ from functools import lru_cache
 
 import numpy as np
 import torch
+from scipy import ndimage
 
-Filters = tuple[str, str, str]  # of each axis: "smooth" (the tent above), "linear" or "nearest"
+Filters = tuple[str, str, str]  # of each axis: "smooth" (the tent above), "linear", "cubic" or "nearest"
 SMOOTH: Filters = ("smooth", "smooth", "smooth")
 
 
-def nnunet_filters(axis: int | None) -> Filters:
-    """nnU-Net's for logits: linear, along `axis` (see `preprocess.separate_axis`) the nearest."""
-    first, second, third = ("nearest" if axis == each else "linear" for each in range(3))
+def nnunet_filters(axis: int | None, kind: str = "linear") -> Filters:
+    """nnU-Net's: "linear" for logits, "cubic" for scans; along `axis` (see `preprocess.separate_axis`) the nearest."""
+    first, second, third = ("nearest" if axis == each else kind for each in range(3))
     return first, second, third
 
 
 @lru_cache(maxsize=64)
 def linear_weights(source: int, target: int, kind: str = "smooth") -> torch.Tensor:
-    """(target, source) float32 rows that sum to one; edges repeat the border voxel. kind: see `Filters`."""
+    """(target, source) float32 rows that sum to one; edges repeat the border voxel. kind: see `Filters`.
+
+    cubic: an interpolating spline is linear in its samples, so what it makes of the unit vectors is its matrix; as
+    scikit-image's `resize(order=3, mode="edge", anti_aliasing=False)`, but for the final clip to the samples' range.
+    """
     scale = source / target
+    if kind == "cubic":
+        spline = ndimage.zoom(np.eye(source), (target / source, 1), order=3, mode="nearest", grid_mode=True)
+        return torch.from_numpy(spline.astype(np.float32))
     if kind == "nearest":  # the voxel that holds the centre
         return torch.eye(source)[((np.arange(target) + 0.5) * scale).astype(np.int64)]
     centre = (np.arange(target) + 0.5) * scale - 0.5

@@ -24,18 +24,19 @@ def benchmark():
 
 @pytest.fixture(scope="module")
 def files(benchmark, tmp_path_factory):
-    """A scan of 64 x 64 x 48 voxels and a model of 10 classes."""
+    """A scan of 128 x 128 x 48 voxels and a model of 10 classes."""
     folder = tmp_path_factory.mktemp("benchmark")
-    benchmark.make_scan(64, 48, folder / "scan_0000.nii.gz")
+    benchmark.make_scan(128, 48, folder / "scan_0000.nii.gz")
     benchmark.make_model(10, folder / "model")
     return folder
 
 
 def test_the_scan(files, benchmark):
     scan, source = read_volume(files / "scan_0000.nii.gz", "CT"), read_volume(benchmark.SOURCE, "CT")
-    assert scan.array.shape == (64, 64, 48) and scan.array.dtype == np.int16 and scan.grid.orientation == "RAS"
-    assert scan.grid.spacing_mm[0] * 64 == pytest.approx(source.grid.spacing_mm[0] * source.array.shape[0], rel=1e-4)
-    assert scan.array.mean() == pytest.approx(source.array[:, :, :32].mean(), abs=150)
+    assert scan.array.shape == (128, 128, 48) and scan.array.dtype == np.int16 and scan.grid.orientation == "RAS"
+    assert scan.grid.spacing_mm[0] * 128 == pytest.approx(source.grid.spacing_mm[0] * source.array.shape[0], rel=1e-4)
+    assert scan.array.mean() == pytest.approx(source.array[:, :, :38].mean(), abs=50)
+    assert (read_volume(files / "scan_0001.nii.gz", "CT").array == scan.array).all()
 
 
 def test_the_copies_never_win(files):
@@ -64,12 +65,12 @@ def test_the_systems_agree(files, benchmark):
     for system, make in (("vlm accurate", benchmark.with_vlm), ("monai", benchmark.with_monai)):
         make(system, files / "model", "cpu")(scan, files / f"{system}.nii.gz")
     rows = [
-        {"side": 64, "depth": 48, "classes": 10, "system": name, "failed": None, "mask": str(files / f"{name}.nii.gz")}
+        {"side": 128, "depth": 48, "classes": 10, "system": name, "failed": None, "mask": str(files / f"{name}.nii.gz")}
         for name in ("vlm accurate", "monai")
     ]
     assert read_mask(rows[0]["mask"]).array.any()
     benchmark.agree(rows, files)
-    assert rows[0]["dice_to_monai"] > 0.85  # they interpolate differently where the scan's grid is coarser
+    assert rows[0]["dice_to_monai"] > 0.98  # windows lie alike here, the Gaussians half a voxel apart
     assert "dice_to_nnunet" not in rows[0]
 
 

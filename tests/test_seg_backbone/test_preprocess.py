@@ -5,6 +5,7 @@ import itertools
 import nibabel as nib
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from seg_backbone.errors import ScanError
 from seg_backbone.geometry import Grid
@@ -97,10 +98,9 @@ def test_nnunets_normalisations_by_hand():
     inside = array[1:4, 1:4, 1:5].astype(float)
     z = (inside - inside.mean()) / inside.std()
     expected = [(inside.clip(5, 20) - 10) / 2, z, z, inside / 36, inside / 255, inside]
-    for exact in (False, True):
-        image, working = preprocess(volume, plan, exact)
-        np.testing.assert_allclose(image, expected, rtol=1e-5, atol=1e-5)
-        np.testing.assert_allclose(working.voxel_to_world(np.zeros(3)), [1, 1, 1])
+    image, working = preprocess(volume, plan)
+    np.testing.assert_allclose(image, expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(working.voxel_to_world(np.zeros(3)), [1, 1, 1])
     assert padding(plan) == 0
     # what is not filled stays 0: a corner of the box
     array[1, 1, 1] = 0
@@ -113,7 +113,7 @@ def test_clipping_comes_before_resampling():
     array = np.full((8, 8, 8), 100, dtype=np.int16)
     array[:4] = -1000
     volume = Volume(array, Grid(array.shape, np.eye(4)), "CT")
-    plan = nnunet(Channel("CT", "ct", 0.0, 1.0, -100.0, 100.0), spacing=(8 / 5, 1.0, 1.0))
+    plan = nnunet(Channel("CT", "ct", 0.0, 1.0, -100.0, 100.0), spacing=(8 / 5, 1.0, 1.0), resampling="smooth")
     image, _ = preprocess(volume, plan)
     np.testing.assert_allclose(image[0, :, 0, 0], [-100, -100, 0, 100, 100], atol=1e-3)
 
@@ -126,13 +126,37 @@ def test_a_coarse_axis_takes_the_nearest_slice():
     array = np.zeros((6, 6, 4), dtype=np.int16)
     array[..., 2] = 90
     volume = Volume(array + 1, Grid(array.shape, np.diag([1, 1, 4.0, 1])), "MR")
-    for exact in (False, True):
-        image, _ = preprocess(volume, nnunet(Channel("T1", "none"), spacing=(1.5, 1.5, 3.0)), exact)
-        assert image.shape == (1, 4, 4, 5)
-        np.testing.assert_allclose(image[0, 0, 0], [1, 1, 91, 91, 1], rtol=1e-5)
+    image, _ = preprocess(volume, nnunet(Channel("T1", "none"), spacing=(1.5, 1.5, 3.0)))
+    assert image.shape == (1, 4, 4, 5)
+    np.testing.assert_allclose(image[0, 0, 0], [1, 1, 91, 91, 1], rtol=1e-5)
 
 
-def test_linear_resampling_commutes_with_what_is_linear():
+@pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (1.0, 1.0, 4.0), (4.0, 1.0, 1.0)])
+@pytest.mark.parametrize("target", [(1.7, 1.6, 1.5), (0.8, 3.0, 2.9)])
+def test_scans_are_resampled_by_nnunets_splines(spacing, target):
+    """Against scipy's zoom, which is what nnU-Net's scikit-image calls, of the whole scan or of each slice of it."""
+
+    def zoomed(image, shape):
+        factors = [new / old for new, old in zip(shape, image.shape, strict=True)]
+        return ndimage.zoom(image, factors, order=3, mode="nearest", grid_mode=True).clip(image.min(), image.max())
+
+    array = np.random.default_rng(0).integers(0, 900, (14, 13, 12))
+    grid = Grid(array.shape, np.diag([*spacing, 1]))
+    image, working = preprocess(
+        Volume(array.astype(np.int16), grid, "MR"), nnunet(Channel("T1", "none"), spacing=target)
+    )
+    axis, expected = separate_axis(np.array(spacing), target), array.astype(float)
+    assert (axis is None) == (max(spacing) == 1 and max(target) / min(target) < 3)
+    if axis is None:
+        expected = zoomed(expected, working.shape)
+    else:
+        plane = np.delete(working.shape, axis)
+        nearest = ((np.arange(working.shape[axis]) + 0.5) * array.shape[axis] / working.shape[axis]).astype(int)
+        expected = np.stack([zoomed(part, plane) for part in np.moveaxis(expected, axis, 0)[nearest]], axis=axis)
+    np.testing.assert_allclose(image[0], expected, atol=2e-3)
+
+
+def test_resampling_commutes_with_what_is_linear():
     random = np.random.default_rng(0)
     array = random.integers(1, 900, (12, 11, 10)).astype(np.int16)
     array[:3] = 0
