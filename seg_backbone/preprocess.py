@@ -119,7 +119,7 @@ def normalise(image: np.ndarray, modality: str, plan: Plan) -> np.ndarray:
 
 
 def _scale(array: np.ndarray, channel: Channel, inside: np.ndarray | None) -> tuple[float, float]:
-    """(shift, divisor) of a channel: its values become (value - shift) / divisor. inside: where they count; None: all."""
+    """(shift, divisor) of a channel: its values become (value - shift) / divisor. inside: where they count."""
     if channel.scheme == "ct":
         return channel.mean, max(channel.std, 1e-8)
     if channel.scheme in ("zscore", "zscore_nonzero"):
@@ -171,9 +171,9 @@ def _range(
     axis: int | None,
     shape: tuple[int, ...],
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The least and the largest normalised value of the scan, or, along `axis`, of the slice nearest to each of `shape`.
+    """The least and largest normalised value of the scan, or along `axis` of the slice nearest to each of the new ones.
 
-    Both broadcast against `shape`.
+    Both broadcast against the working grid's `shape`.
     """
     along = 2 if axis is None else axis
     ends = np.zeros((array.shape[along], 2))
