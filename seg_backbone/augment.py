@@ -66,6 +66,7 @@ def draw_window(
         centre = random.uniform(low, np.maximum(shape - low, low + 1e-3))
 
     turn = _rotation(np.deg2rad(random.uniform(-1, 1, 3) * augmentation.rotate_deg))
+    turn *= spacing[None, :] / spacing[:, None]  # from mm to voxels
     matrix = turn / np.exp(random.uniform(*np.log(augmentation.scale)))
     flip = random.random() < augmentation.mirror
     if flip:

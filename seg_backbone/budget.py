@@ -1,8 +1,9 @@
 """From a fingerprint and a budget for USING the network (seconds, MB of RAM and GPU) to a Plan that keeps it.
 
 nnU-Net plans for a training memory only. Here a ladder of plans goes from its target spacing and width downwards; the
-first rung whose predicted cost fits on every case of the dataset is taken, then one real window is run with it. Where
-that window costs more than predicted, the prediction is scaled up to it and the walk goes on down; so it ends.
+first rung whose predicted cost fits on every case of the dataset is taken, then one real window is run with it and,
+where that does not take long, the whole scan that was predicted to take longest. Where it costs more than predicted,
+the prediction is scaled up to it and the walk goes on down; so it ends.
 
 The model of cost, per case:
     seconds   windows x (operations of a window / speed) + voxels of the scan x (read + export x classes)
@@ -64,6 +65,7 @@ CHANNEL_BYTES = 4  # of each further channel, a voxel
 WORKSPACE_MB = 40.0  # what the convolutions' library takes for itself, measured with torch 2.13 on a CPU
 CONTEXT_MB = 500.0  # what CUDA takes before the first tensor
 SLAB = 16  # slices that the export holds at once (argmax_slabs)
+WHOLE_SCAN_S = 120.0  # a scan is measured whole where one window lets expect no more
 
 
 @dataclass(frozen=True)
@@ -116,15 +118,20 @@ class Cost:
 
 @dataclass(frozen=True)
 class Configured:
-    """The plan that was chosen, its cost as predicted before any window of it was run, and with the window measured."""
+    """The plan that was chosen, its cost as predicted before anything of it was run, and as measured.
+
+    whole: the scan was segmented whole; else one window was run, and the rest follows from it.
+    """
 
     plan: Plan
     predicted: Cost
     measured: Cost
+    whole: bool
 
     def to_json(self) -> dict[str, Any]:
-        """predicted and measured, ready for JSON."""
-        return {"predicted": asdict(self.predicted), "measured": asdict(self.measured)}
+        """predicted, measured and what was measured, ready for JSON."""
+        kind = "scan" if self.whole else "window"
+        return {"predicted": asdict(self.predicted), "measured": asdict(self.measured), "measured_on": kind}
 
 
 def configure(fingerprint: Fingerprint, files: list[CaseFiles], budget: Budget, name: str) -> Configured:
@@ -149,12 +156,23 @@ def configure(fingerprint: Fingerprint, files: list[CaseFiles], budget: Budget, 
             )
             measured = worst_case(plan, fingerprint.cases, scaled, budget.device)
             if measured.fits(budget):
-                return Configured(plan, predicted, replace(measured, window_mb=used))
+                measured = replace(measured, window_mb=used)
+                if measured.seconds > WHOLE_SCAN_S:
+                    return Configured(plan, predicted, measured, whole=False)
+                scan = measure_scan(plan, by_name[predicted.case], budget.device, measured)
+                if scan.fits(budget):
+                    return Configured(plan, predicted, scan, whole=True)
+                scaled = replace(
+                    scaled,
+                    operations=scaled.operations * min(1.0, measured.seconds / scan.seconds),
+                    process_mb=scaled.process_mb + max(0.0, scan.ram_mb - measured.ram_mb),
+                )
             # never faster or smaller than before: a later rung is not taken on a lucky measurement
             machine = replace(
                 machine,
                 operations=min(machine.operations, scaled.operations),
                 window_scale=max(machine.window_scale, scaled.window_scale),
+                process_mb=max(machine.process_mb, scaled.process_mb),
             )
         costs.append(predicted)
     least = {key: min(getattr(cost, key) for cost in costs) for key in ("seconds", "ram_mb", "gpu_mb")}
@@ -298,7 +316,7 @@ def _freeze(plan: Plan) -> str:
 @lru_cache(maxsize=256)
 def _count(network: str, channels: int, outputs: int, options: str, patch: tuple[int, ...]) -> tuple[int, int]:
     with torch.device("meta"):  # shapes only: nothing is computed
-        built = build_network(network, channels, outputs, json.loads(options))
+        built = build_network(network, channels, outputs, json.loads(options)).eval()
         with FlopCounterMode(display=False) as counter, torch.inference_mode():
             built(torch.empty((1, channels, *patch)))
     return counter.get_total_flops(), sum(weights.numel() for weights in built.parameters())
@@ -344,6 +362,29 @@ def measure_window(plan: Plan, files: CaseFiles, device: str) -> tuple[float, fl
             network(window).sum().item()  # the sum waits for a GPU
             seconds.append(time.perf_counter() - started)
     return min(seconds), used
+
+
+def measure_scan(plan: Plan, files: CaseFiles, device: str, expected: Cost) -> Cost:
+    """Segment a case with an untrained network as `vlm segment` does, but for measuring what it finds, which is noise.
+
+    Returns `expected` with the seconds and the peaks of memory that it took.
+    """
+    from seg_backbone.predict import Segmenter
+
+    network = build_network(plan.network, plan.inputs, plan.outputs, plan.network_options).eval()
+    silent = plan.with_(trained_on={files.modality: plan.classes}, minimum_ml=dict.fromkeys(plan.classes, float("inf")))
+    segmenter = Segmenter(network.to(memory_format=torch.channels_last_3d), silent, "untrained", device)
+    anew = _start_peak("cpu") < 1.05 * ram_mb()  # else the system keeps the peak of what was done before
+    started = time.perf_counter()
+    report = segmenter(files.image, files.modality).report
+    seconds = time.perf_counter() - started
+    return replace(
+        expected,
+        windows=report["windows"],
+        seconds=seconds,
+        ram_mb=(anew and _peak("cpu")) or expected.ram_mb,
+        gpu_mb=report["budget"]["measured"]["gpu_mb"],
+    )
 
 
 def _start_peak(device: str) -> float:

@@ -9,18 +9,41 @@ What fits a time and a memory when the network is USED is seg_backbone.budget's 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil, prod
+from typing import Any
 
 import numpy as np
 
 from seg_backbone.fingerprint import Fingerprint
+from seg_backbone.plan import Plan
 
 ANISOTROPIC = 3  # the coarsest axis: spacing so many times the others', and so many times fewer voxels
 EDGE = 4  # least edge of the deepest feature map, voxels
 MOST_FEATURES = 320
 LEAST_BATCH = 2
 MASKED_BELOW = 0.75  # share that the crop keeps, below which z-scores are taken inside what is not zero
+MOST_BATCH = 8  # of what is planned for a budget, whose patches may be small; FLARE24's large batch
+# Its optimiser and schedule (Isensee et al. 2021) under the names of a training file.
+OPTIMISER = {
+    "optimizer": "sgd",
+    "schedule": "poly",
+    "learning_rate": 0.01,
+    "momentum": 0.99,
+    "weight_decay": 3e-5,
+    "warmup": 0,
+    "clip": 12.0,
+}
+AUGMENTATION = {
+    "rotate_deg": 30.0,
+    "scale": [0.7, 1.4],
+    "crop_mm": 0.0,
+    "blur": 0.2,
+    "low_resolution": 0.25,
+    "contrast": 0.15,
+    "gamma": 0.3,
+}
+STEPS = {"cuda": 250_000, "cpu": 5000}  # its 1000 epochs of 250; what a CPU can do in hours
 
 Triple = tuple[int, int, int]
 
@@ -183,6 +206,20 @@ def feature_map_values(patch: Sequence[int], strides: Sequence[Sequence[int]], o
         maps.append(width * prod(size))
         total += count * maps[-1]
     return total + sum((preset.decoder + 1) * values for values in maps[:-1]) + outputs * prod(patch)
+
+
+def recipe(fingerprint: Fingerprint, plan: Plan, preset: Preset, device: str) -> dict[str, Any]:
+    """How to train a plan of `preset`'s family, as keys of a training file: nnU-Net's recipe and rule for the batch.
+
+    device: "cuda" or "cpu", which decides for how many steps.
+    """
+    options = plan.network_options
+    strides = [[stride] * 3 if isinstance(stride, int) else stride for stride in options["strides"]]
+    own = replace(preset, features=options["features"][0], encoder=tuple(options["blocks"]))
+    values = feature_map_values(plan.patch, strides, plan.outputs, own)
+    voxels = prod(median_shape(fingerprint, np.array(plan.spacing_mm))) * fingerprint.training_cases
+    batch = min(round(preset.reference / values * 2), round(voxels * preset.share / prod(plan.patch)), MOST_BATCH)
+    return {"steps": STEPS[device], "batch": max(batch, LEAST_BATCH), **OPTIMISER, "augmentation": AUGMENTATION}
 
 
 def features(stages: int, preset: Preset) -> tuple[int, ...]:

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from seg_backbone.geometry import Grid
+from seg_backbone.scan_heads import ScanPool
 from seg_backbone.sliding_window import Forward
 
 
@@ -24,17 +25,28 @@ class Features:
 
 
 class Collector:
-    """The network as a function of windows, which keeps encoder features and where in the patient they lie."""
+    """The network as a function of windows, which keeps encoder features and where in the patient they lie.
 
-    def __init__(self, network: torch.nn.Module, forward: Forward, grid: Grid, stages: tuple[int, ...]) -> None:
-        self.network, self.forward, self.grid = network, forward, grid
+    pool: also fed with every window. mirrored: the mask still comes from `forward` then, unless features are kept.
+    """
+
+    def __init__(
+        self,
+        network: torch.nn.Module,
+        forward: Forward,
+        grid: Grid,
+        stages: tuple[int, ...],
+        pool: ScanPool | None = None,
+        mirrored: bool = False,
+    ) -> None:
+        self.network, self.forward, self.grid, self.pool, self.mirrored = network, forward, grid, pool, mirrored
         self.vectors: dict[int, list[np.ndarray]] = {stage: [] for stage in stages}
         self.positions: dict[int, list[np.ndarray]] = {stage: [] for stage in stages}
         self.count = 0
 
     def __call__(self, windows: torch.Tensor, origins: list[tuple[int, ...]]) -> torch.Tensor:
         self.count += len(windows)
-        if not self.vectors:
+        if not self.vectors and not self.pool:
             return self.forward(windows)
         maps = self.network.encoder(windows)
         for stage in self.vectors:
@@ -44,7 +56,10 @@ class Collector:
                 index = np.indices(features.shape[1:]).reshape(3, -1).T
                 voxel = np.array(origin) + (index + 0.5) * cell - 0.5
                 self.positions[stage].append(self.grid.voxel_to_world(voxel).astype(np.float32))
-        return self.network.decoder(maps)
+        logits = self.network.decoder(maps)
+        if self.pool:
+            self.pool.add(maps, logits)
+        return self.forward(windows) if self.mirrored and not self.vectors else logits
 
     def features(self) -> Features:
         """Every kept vector and its place. Windows overlap, so a place may come up more than once."""

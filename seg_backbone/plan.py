@@ -12,6 +12,7 @@ from seg_backbone.errors import CheckpointError
 SCHEMES = ("ct", "zscore", "zscore_nonzero", "rescale_to_0_1", "rgb_to_0_1", "none")
 RESAMPLINGS = ("smooth", "nnunet")
 ORIENTATIONS = ("RAS", "file")
+POOLINGS = ("lesion", "volume")  # features under the predicted lesions, and of the whole scan
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,46 @@ class GatePlan:
 
 
 @dataclass(frozen=True)
+class ScanTask:
+    """A question about whole scans. classes: by number. pooling: the parts of a scan whose features its head sees."""
+
+    classes: tuple[str, ...]
+    pooling: tuple[str, ...] = POOLINGS
+
+    def __post_init__(self) -> None:
+        assert len(set(self.classes)) == len(self.classes) > 1, "a task has two classes or more, each named once"
+        known = self.pooling and set(self.pooling) <= set(POOLINGS)
+        assert known and len(set(self.pooling)) == len(self.pooling), f"pooling is some of {POOLINGS}"
+
+
+@dataclass(frozen=True)
+class ScanHeadPlan:
+    """Heads that classify whole scans; their weights are `heads.safetensors` beside the model's.
+
+    tasks: name -> classes and pooling. lesions: the classes of the mask that count as lesion; () for all of them.
+    hidden: width of each head's one hidden layer.
+    """
+
+    tasks: dict[str, ScanTask]
+    lesions: tuple[str, ...] = ()
+    hidden: int = 64
+
+    def __post_init__(self) -> None:
+        assert self.tasks and self.hidden > 0, "heads need a task and a hidden layer"
+
+    @staticmethod
+    def of(data: dict[str, Any]) -> ScanHeadPlan:
+        """From what JSON or YAML holds; a task may be the list of its classes alone."""
+        tasks = {
+            str(name): ScanTask(**{k: tuple(map(str, v)) for k, v in task.items()})
+            if isinstance(task, dict)
+            else ScanTask(tuple(map(str, task)))
+            for name, task in data["tasks"].items()
+        }
+        return ScanHeadPlan(**data | {"tasks": tasks, "lesions": tuple(data.get("lesions", ()))})
+
+
+@dataclass(frozen=True)
 class Plan:
     """A readable, editable recipe for one segmentation model.
 
@@ -84,7 +125,7 @@ class Plan:
     component, because anatomy has one. network / network_options: see seg_backbone.nets. mirror_axes: those that
     training mirrored, of (right, anterior, superior); mirror_swaps_sides: a mirrored left organ was taught as the right
     one. roi: the low-resolution pass of fast mode; None where it does not pay, or loses what the windows find.
-    gate: the classifier of fast mode; None without one.
+    gate: the classifier of fast mode; None without one. heads: classes of the whole scan; None without any.
 
     What imported models need (seg_backbone.nnunet): orientation: axes the network sees, "RAS" or as in the "file".
     resampling: "smooth" (see resample.py) or nnU-Net's. crop_nonzero: to the box of what is not zero. painted: of a
@@ -110,6 +151,7 @@ class Plan:
     mirror_swaps_sides: bool = True
     roi: Roi | None = None
     gate: GatePlan | None = None
+    heads: ScanHeadPlan | None = None
     orientation: str = "RAS"
     resampling: str = "smooth"
     crop_nonzero: bool = False
@@ -126,6 +168,7 @@ class Plan:
         assert self.resampling in RESAMPLINGS, f"resampling is one of {RESAMPLINGS}"
         assert set(self.painted) <= set(self.labels.values()), "painted are ids of classes"
         assert self.members >= 1, "members is 1 or more"
+        assert self.heads is None or set(self.heads.lesions) <= set(self.classes), "heads.lesions are classes"
 
     @property
     def labels(self) -> dict[str, int]:
@@ -160,6 +203,8 @@ class Plan:
             fields["roi"] = Roi(**roi | {"stride": tuple(roi["stride"])})
         if gate := fields.get("gate"):
             fields["gate"] = GatePlan(**gate | {"ct_windows_hu": tuple(tuple(w) for w in gate["ct_windows_hu"])})
+        if heads := fields.get("heads"):
+            fields["heads"] = ScanHeadPlan.of(heads)
         for key in ("regions", "trained_on"):
             fields[key] = {name: tuple(parts) for name, parts in fields.get(key, {}).items()}
         return Plan(**fields)

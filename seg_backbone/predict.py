@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Collection
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,8 @@ from seg_backbone.postprocess import clean
 from seg_backbone.preprocess import oriented, padding, preprocess, scan_box, separate_axis
 from seg_backbone.resample import SMOOTH, nnunet_filters
 from seg_backbone.runtimes import Forward, Runtimes
+from seg_backbone.scan_classes import Probabilities
+from seg_backbone.scan_heads import ScanHeads, ScanPool, load_heads
 from seg_backbone.skips import (
     Start,
     Tiling,
@@ -55,13 +57,15 @@ GPU_BATCH = 4  # windows at once on a GPU; on a CPU more than one gains nothing
 class Segmentation:
     """mask: on the scan's own grid. instances: measured, in mm. features: for the vision-language model.
 
-    report: what was run and how long each part took, ready for JSON.
+    report: what was run and how long each part took, ready for JSON. classes: of the whole scan, task -> class ->
+    probability; {} for a model without heads.
     """
 
     mask: Mask
     instances: Instances
     features: Features
     report: dict[str, Any]
+    classes: Probabilities = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -95,9 +99,11 @@ class Segmenter:
         device: str = "cpu",
         runtime: str = "torch",
         gate: torch.nn.Module | None = None,
+        heads: Sequence[ScanHeads] = (),
     ) -> None:
         self.network, self.plan, self.version = network.to(device), plan, version
         self.gate = None if gate is None else gate.to(device)
+        self.heads = [head.to(device) for head in heads]
         self.device = torch.device(device)
         self.runtimes = Runtimes(self.network, plan.inputs, plan.patch, runtime, self.device)
 
@@ -111,7 +117,7 @@ class Segmenter:
         device = choose_device(device)
         network, plan, version = load_model(name)
         gate = None if plan.gate is None else load_gate(find_model(name), plan.gate)
-        return Segmenter(network, plan, version, device, runtime, gate)
+        return Segmenter(network, plan, version, device, runtime, gate, load_heads(find_model(name), plan))
 
     def __call__(
         self,
@@ -135,14 +141,14 @@ class Segmenter:
 
         (array, affine): (i, j, k) numbers and a 4x4 voxel -> RAS mm affine. fast: fewer overlapping windows (a model of
         nnU-Net keeps its own: others would give another mask), and those that a certificate rules out are skipped.
-        keep_stages: encoder stages whose features to keep (see Features); then every window is run once, by torch.
-        progress: called with (windows done, all). max_*: see Budget; settings are degraded until they fit, and the
-        report says which. verify_skips: also run the skipped windows and say what differs. step: share of a window
-        between neighbours, instead of the plan's. blending: see BLENDINGS. mirror: mean over the flips that the model
-        was trained with; None: where nnU-Net does so, not in fast mode. export: see `argmax_slabs`. roi: a
-        low-resolution pass says which windows to run; None: in fast mode, where the plan has one and it costs less than
-        half of them. gate: the model's classifier says it too; None: in fast mode, where it has one. Without fast and
-        without caps a model of nnU-Net is run as nnU-Net runs it.
+        keep_stages: encoder stages whose features to keep (see Features); then every window is run once, by torch. A
+        model that classifies scans is run by torch too. progress: called with (windows done, all). max_*: see Budget;
+        settings are degraded until they fit, and the report says which. verify_skips: also run the skipped windows and
+        say what differs. step: share of a window between neighbours, instead of the plan's. blending: see BLENDINGS.
+        mirror: mean over the flips that the model was trained with; None: where nnU-Net does so, not in fast mode.
+        export: see `argmax_slabs`. roi: a low-resolution pass says which windows to run; None: in fast mode, where the
+        plan has one and it costs less than half of them. gate: the model's classifier says it too; None: in fast mode,
+        where it has one. Without fast and without caps a model of nnU-Net is run as nnU-Net runs it.
         A scan without any of the classes gives an all-zero mask and no instances.
         Raises ScanError for bad input, ConfigError for settings that do not exist and for caps that are too small,
         naming the smallest that would do.
@@ -163,7 +169,7 @@ class Segmenter:
             self.foresee(scan, max_ram_mb)
         volume = self._complete(as_volume(scan, modality))
         clock.lap("read")
-        runtime = self.runtimes.choose(fast, bool(keep_stages), max_ram_mb is not None)
+        runtime = self.runtimes.choose(fast, bool(keep_stages or self.heads), max_ram_mb is not None)
         choice = Choice(batch=GPU_BATCH if self.device.type == "cuda" and not keep_stages else 1, step=settings.step)
         predicted = None
         why: list[str] = []
@@ -183,7 +189,9 @@ class Segmenter:
         image, grid = preprocess(volume, plan)
         clock.lap("preprocess")
         runtime = self.runtimes.verified(runtime, torch.from_numpy(image), max_ram_mb is not None)
-        collector = Collector(self.network, self._mirrored(runtime.forward, settings), grid, keep_stages)
+        pool = ScanPool(self.heads) if self.heads else None
+        forward = self._mirrored(runtime.forward, settings)
+        collector = Collector(self.network, forward, grid, keep_stages, pool, forward is not runtime.forward)
         tiling = Tiling(grid.shape, patch, choice.step)
         tensor = torch.from_numpy(image).to(self.device)
         skipped = {} if keep_stages else self._skip(runtime.forward, tensor, volume, grid, tiling, settings, choice)
@@ -200,6 +208,9 @@ class Segmenter:
             said |= difference(mask, whole)
             del whole
         del tensor
+        voxels = math.prod(max(size, window) for size, window in zip(grid.shape, patch, strict=True))
+        with torch.inference_mode():
+            classes = pool.probabilities(voxels) if pool else {}
         instances = _measure(mask, volume, percent)
         clock.lap("measure")
         report = {
@@ -230,9 +241,10 @@ class Segmenter:
                 "measured": {"ram_mb": peak_ram_mb(), "gpu_mb": self._peak_gpu_mb(), "seconds": clock.total()},
             },
             "seconds": clock.seconds,
+            "scan_classes": classes,
             "instances": [instance.to_json() for instance in instances],
         }
-        return Segmentation(mask, instances, collector.features(), report)
+        return Segmentation(mask, instances, collector.features(), report, classes)
 
     def _complete(self, volume: Volume) -> Volume:
         """The scan with the further channels of a model that sees several, and with the model's modality where that of

@@ -18,7 +18,7 @@ FORMAT = 1
 # what a plan says of the network and of its use, not of its input
 NOT_INPUT = (
     *("name", "patch", "step", "network", "network_options", "trained_on", "minimum_ml", "single"),
-    *("mirror_axes", "mirror_swaps_sides", "roi", "gate"),
+    *("mirror_axes", "mirror_swaps_sides", "roi", "gate", "heads"),
 )
 
 

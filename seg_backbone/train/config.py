@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import json
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,7 +11,7 @@ import yaml
 
 from seg_backbone.augment import Augmentation
 from seg_backbone.cases import DatasetEntry
-from seg_backbone.errors import ConfigError
+from seg_backbone.errors import ConfigError, InputError
 from seg_backbone.plan import Plan
 from seg_backbone.pseudo_labels import PseudoRules
 from seg_backbone.synthetic_tumours import BODY, TumourRecipe
@@ -85,6 +86,23 @@ class SyntheticTumours:
 
 
 @dataclass(frozen=True)
+class ClassLoss:
+    """What the classes of whole scans cost, where the plan has `heads`.
+
+    weight: of each task beside the mask. learned: each task is also weighed by a weight of the model, which the
+    optimiser updates. balanced: rare classes weigh more, so that each weighs alike; see train/classes.py.
+    """
+
+    weight: float = 1.0
+    learned: bool = True
+    balanced: bool = True
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.weight < INFINITE:
+            raise ConfigError("classification.weight", "a value from 0", f"{self.weight}", "correct it")
+
+
+@dataclass(frozen=True)
 class SegmentationConfig:
     """What `vlm train segmentation --config FILE` reads. Paths are relative to the working directory.
 
@@ -103,7 +121,7 @@ class SegmentationConfig:
     fp32), "fp32", "bf16" or "fp16". device: "auto", "cpu" or "cuda".
 
     Loss. class_weight: class -> weight of its voxels in the cross entropy, 1 for those not named. focal: exponent of
-    the focal loss, 0 for plain cross entropy.
+    the focal loss, 0 for plain cross entropy. classification: of the classes of whole scans; see ClassLoss.
 
     Without labels. consistency: a mean teacher, see Consistency. cutmix: lesions carried into other scans, see CutMix.
     pseudo_labels: training in rounds, see PseudoLabels. None of them by default. Scans without labels are drawn where
@@ -141,6 +159,7 @@ class SegmentationConfig:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     class_weight: dict[str, float] = field(default_factory=dict)
     focal: float = 0.0
+    classification: ClassLoss = field(default_factory=ClassLoss)
     validate_every: int = 1000
     validation_cases: int = 6
     checkpoint_minutes: float = 3.0
@@ -178,10 +197,12 @@ class SegmentationConfig:
     def read(path: str | Path, **changes: Any) -> SegmentationConfig:
         """Read YAML; `changes` override single fields. Raises ConfigError naming the field that does not fit."""
         try:
-            data = yaml.safe_load(Path(path).read_text()) | {k: v for k, v in changes.items() if v is not None}
+            data = _mapping(Path(path).read_text()) | {k: v for k, v in changes.items() if v is not None}
             data.pop("configured", None)  # how `vlm configure` came to this file
             return SegmentationConfig.parse(data | {"plan": Plan.of(data["plan"])})
-        except (OSError, TypeError, KeyError, AttributeError, AssertionError, UnicodeError, yaml.YAMLError) as error:
+        except InputError:
+            raise
+        except (OSError, TypeError, KeyError, AttributeError, AssertionError, ValueError, yaml.YAMLError) as error:
             raise ConfigError(
                 path, "a segmentation training file", f"{error}", "see configs/segmentation.yaml"
             ) from None
@@ -190,7 +211,10 @@ class SegmentationConfig:
     def parse(data: dict[str, Any]) -> SegmentationConfig:
         """The configuration of a mapping whose plan is made. Raises what its parts raise."""
         data = dict(data)
+        numbers = [one.name for one in fields(SegmentationConfig) if one.type == "float"]
+        data |= {name: float(data[name]) for name in numbers if isinstance(data.get(name), str)}  # YAML's 1e-3 is text
         data["datasets"] = tuple(DatasetEntry(**_hashable(entry)) for entry in data["datasets"])
+        data["classification"] = ClassLoss(**data.get("classification", {}))
         data["augmentation"] = Augmentation(**data.get("augmentation", {}))
         if data.get("synthetic_tumours") is not None:
             data["synthetic_tumours"] = SyntheticTumours.parse(data["synthetic_tumours"])
@@ -212,3 +236,11 @@ class SegmentationConfig:
 def _hashable(entry: dict[str, Any]) -> dict[str, Any]:
     """A mapping with tuples for lists."""
     return {key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()}
+
+
+def _mapping(text: str) -> dict[str, Any]:
+    """What JSON or YAML holds; not JSON as YAML, which takes 3e-05 for text."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return yaml.safe_load(text)

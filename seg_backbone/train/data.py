@@ -19,6 +19,7 @@ from seg_backbone.cases import (
 from seg_backbone.errors import ConfigError
 from seg_backbone.plan import Plan
 from seg_backbone.train.cache import cached_case
+from seg_backbone.train.classes import scan_targets
 from seg_backbone.train.config import SegmentationConfig
 from seg_backbone.train.cutmix import carried_lesions
 from seg_backbone.train.samples import LabelledCases, Source
@@ -90,19 +91,24 @@ def dataset_split(config: SegmentationConfig, dataset: str, cases: list[CaseFile
 
 def build_sources(config: SegmentationConfig, training: Sequence[Sequence[TrainingCase]]) -> list[Source]:
     """Where the windows come from: one source a dataset, or one for each set of classes that its cases annotate; and
-    one of carried lesions. Cases that teach no mask are drawn for a mean teacher, or where there are no others.
+    one of carried lesions. Cases that teach neither mask nor class are drawn for a mean teacher, or where there are no
+    others.
     """
     drawn = list(training)
+    known_classes = [scan_targets(config.plan, Path(config.data, entry.name)) for entry in config.datasets]
     if not config.consistency and any(case.teaches for cases in training for case in cases):
-        drawn = [[case for case in cases if case.teaches] for cases in training]
+        drawn = [
+            [case for case in cases if case.teaches or case.files.case in classes]
+            for cases, classes in zip(training, known_classes, strict=True)
+        ]
     sources: list[Source] = []
-    for entry, cases in zip(config.datasets, drawn, strict=True):
+    for entry, cases, classes in zip(config.datasets, drawn, known_classes, strict=True):
         groups: dict[bytes, list[TrainingCase]] = {}
         for case in cases:
             known = case.table[0].tobytes() if config.sampling == "annotations" else b""
             groups.setdefault(known, []).append(case)
         sources += [
-            LabelledCases(entry.weight / len(groups), group, config.plan, config.augmentation)
+            LabelledCases(entry.weight / len(groups), group, config.plan, config.augmentation, classes)
             for group in groups.values()
         ]
     if config.cutmix:

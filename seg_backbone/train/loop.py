@@ -25,13 +25,15 @@ from seg_backbone.checkpoint import load_model, save_model
 from seg_backbone.errors import ConfigError
 from seg_backbone.nets.wrappers import Ensemble
 from seg_backbone.plan import Plan
+from seg_backbone.scan_heads import load_heads, save_heads
+from seg_backbone.train.classes import accuracies, class_terms, classify_cases, scan_targets
 from seg_backbone.train.config import SegmentationConfig
 from seg_backbone.train.data import Progress, annotated, build_sources, read_cases
 from seg_backbone.train.log import Log
-from seg_backbone.train.model import build_model, running_average
+from seg_backbone.train.model import build_model, running_average, save_trained
 from seg_backbone.train.objective import Step, build_terms, total
 from seg_backbone.train.optimise import build_optimizer, build_schedule, is_out_of_memory, out_of_memory
-from seg_backbone.train.samples import Batches, ahead, layout
+from seg_backbone.train.samples import SCAN, Batches, ahead, layout
 from seg_backbone.train.state import Best, load_state, save_state
 from seg_backbone.train.validation import means, score
 
@@ -86,6 +88,8 @@ def save_ensemble(folders: Sequence[Path], out: Path) -> Path:
     trained_on: dict[str, tuple[str, ...]] = {}
     for modality, names in (item for plan in plans for item in plan.trained_on.items()):
         trained_on[modality] = tuple(dict.fromkeys((*trained_on.get(modality, ()), *names)))
+    if plans[0].heads:
+        save_heads([load_heads(folder, plan)[0] for folder, plan in zip(folders, plans, strict=True)], out)
     return save_model(Ensemble(networks), plans[0].with_(trained_on=trained_on, members=len(plans)), out, half=True)
 
 
@@ -97,15 +101,17 @@ def _train(
     machine = start_machine(config)
     config.output.mkdir(parents=True, exist_ok=True)
 
+    for entry in config.datasets:
+        scan_targets(config.plan, config.data / entry.name)  # what is wrong with them is told before a voxel is read
     with machine.main_process_first():  # the first one fills the cache, the others read it
         training, validation = read_cases(config, cache, progress if machine.is_main_process else None)
     plan = config.plan.with_(trained_on=annotated(training, config.plan))
     batches = Batches(build_sources(config, training), config.batch, config.seed, config.consistency)
-    terms = build_terms(config)
+    terms = [*build_terms(config), *class_terms(config, training)]
 
     model = build_model(config).to(machine.device, memory_format=layout(machine.device))
     average = running_average(model, config.ema) if config.ema else None
-    saved_network = average.module.network if average else model.network
+    kept = average.module if average else model
     optimizer = build_optimizer(model, config)
     schedule = build_schedule(optimizer, config)
     best = Best()
@@ -157,12 +163,16 @@ def _train(
                 log.require_finite()
             row: dict[str, Any] = {"step": done} | log.means() if done % LOG_EVERY == 0 or last else {}
             if done % config.validate_every == 0 or last:
-                row = {"step": done} | row | {"validation_dice": validate(saved_network, validation, plan, machine)}
+                row = {"step": done} | row | {"validation_dice": validate(kept.network, validation, plan, machine)}
+                if SCAN in kept.heads:
+                    own = validation[machine.process_index :: machine.num_processes]
+                    found = gather_object(classify_cases(kept.network, kept.heads[SCAN], own, plan))
+                    row |= {"validation_classes": accuracies(found)}
                 dice = list(row["validation_dice"].values())
                 if dice and sum(dice) / len(dice) > best.dice:
                     best.dice, best.step = sum(dice) / len(dice), done
                     if machine.is_main_process:
-                        save_model(saved_network, plan, config.output / "best", half=True)
+                        save_trained(kept, plan, config.output / "best")
                 row |= {"best_dice": round(best.dice, 4), "best_step": best.step} if dice else {}
             if row:
                 log.write(row)
@@ -172,7 +182,7 @@ def _train(
                 save_state(checkpoint, parts, done)
                 saved = time.monotonic()
     if machine.is_main_process:
-        save_model(saved_network, plan, config.output / "model", half=True)
+        save_trained(kept, plan, config.output / "model")
     machine.wait_for_everyone()
     return config.output / "model"
 

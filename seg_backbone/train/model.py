@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import nn
 
-from seg_backbone.checkpoint import load_model
+from seg_backbone.checkpoint import find_model, load_model, save_model
 from seg_backbone.errors import ConfigError
 from seg_backbone.nets import build_network
+from seg_backbone.plan import Plan
+from seg_backbone.scan_heads import ScanHeads, load_heads, pooled_features, save_heads
 from seg_backbone.train.config import SegmentationConfig
+from seg_backbone.train.samples import SCAN
+
+LOSS_WEIGHTS = "loss_weights"  # head: how much each task counts
 
 
 class Output(NamedTuple):
@@ -46,17 +53,57 @@ def build_model(config: SegmentationConfig) -> Model:
     """The model of a configuration with its start weights. Raises ConfigError where those are of another network."""
     plan = config.plan
     network = build_network(plan.network, plan.inputs, plan.outputs, plan.network_options)
+    heads = build_heads(config, network)
     if config.start:
+        started, start_plan, _ = load_model(config.start)
         try:
-            network.load_state_dict(load_model(config.start)[0].state_dict())
+            network.load_state_dict(started.state_dict())
+            if SCAN in heads and start_plan.heads == plan.heads:
+                heads[SCAN].load_state_dict(load_heads(find_model(config.start), start_plan)[0].state_dict())
         except RuntimeError:  # torch lists every layer, on many lines
             raise ConfigError(
                 config.start, "a model with the network of the plan", "another one", "change it"
             ) from None
-    return Model(network)
+    return Model(network, heads)
+
+
+class LossWeights(nn.Module):
+    """(tasks,) variances c^2 of `class_terms`, 1 at first. A head, so that every process of several learns the same."""
+
+    def __init__(self, tasks: int) -> None:
+        super().__init__()
+        self.log_variances = nn.Parameter(torch.zeros(tasks))
+
+    def forward(self, maps: Sequence[torch.Tensor], logits: torch.Tensor) -> torch.Tensor:
+        return self.log_variances.exp()
+
+
+def build_heads(config: SegmentationConfig, network: nn.Module) -> dict[str, nn.Module]:
+    """The heads that the plan asks for, untrained."""
+    plan = config.plan
+    if plan.heads is None:
+        return {}
+    heads: dict[str, nn.Module] = {SCAN: ScanHeads(plan, pooled_features(network, plan))}
+    return heads | ({LOSS_WEIGHTS: LossWeights(len(plan.heads.tasks))} if config.classification.learned else {})
+
+
+def save_trained(model: Model, plan: Plan, folder: Path) -> Path:
+    """Write the model folder of a network and its heads, if it has any."""
+    if SCAN in model.heads:
+        save_heads([model.heads[SCAN]], folder)  # type: ignore[list-item]
+    return save_model(model.network, plan, folder, half=True)
 
 
 def running_average(model: Model, decay: float) -> torch.optim.swa_utils.AveragedModel:
-    """A copy of the model whose weights follow it: after each step decay x its own + (1 - decay) x the model's."""
-    average = torch.optim.swa_utils.get_ema_multi_avg_fn(decay)
-    return torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=average)
+    """A copy of the model whose weights follow it: after each step decay x its own + (1 - decay) x the model's.
+
+    At first the decay is less, (1 + n) / (10 + n) after n steps, so that a short run is not the mean of its beginning.
+    """
+
+    def follow(own: list[torch.Tensor], models: list[torch.Tensor], steps: torch.Tensor) -> None:
+        share = 1 - ((1 + steps) / (10 + steps)).clamp(max=decay)  # stays on the device: nothing waits for it
+        change = torch._foreach_sub(models, own)
+        torch._foreach_mul_(change, share)
+        torch._foreach_add_(own, change)
+
+    return torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=follow)

@@ -6,7 +6,7 @@ made-up ones) is another source; the table of a sample says which classes each c
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -19,7 +19,10 @@ from seg_backbone.augment import Augmentation, draw_window
 from seg_backbone.cases import TrainingCase
 from seg_backbone.errors import ConfigError
 from seg_backbone.plan import Plan
+from seg_backbone.scan_classes import UNKNOWN
 from seg_backbone.train.consistency import Consistency, disturbed
+
+SCAN = "scan"  # target and head: the number of the scan's class in each task
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +42,8 @@ class Sample:
 class Batch:
     """Samples on top of each other: image (B, channels, *patch), codes (B, *patch), tables (B, codes, classes).
 
-    Tables of fewer codes are filled up with codes that no voxel has. targets: those that every sample has.
+    Tables of fewer codes are filled up with codes that no voxel has. targets: those that every sample has, and classes
+    of the scan where one has them, UNKNOWN (-1) for the others.
     undisturbed: what a teacher sees where `image` was disturbed, see consistency.py.
     """
 
@@ -80,16 +84,32 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class LabelledCases:
-    """Windows of annotated scans, each scan as often as the others."""
+    """Windows of annotated scans, each scan as often as the others.
+
+    classes: case -> the number of its class in each task of the plan's heads; a case that is not there has UNKNOWN.
+    """
 
     weight: float
     cases: Sequence[TrainingCase]
     plan: Plan
     augmentation: Augmentation
+    classes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     def draw(self, random: np.random.Generator) -> Sample:
         case = self.cases[int(random.integers(len(self.cases)))]
-        return Sample(*draw_window(case, self.plan, self.augmentation, random), case=case.files.case)
+        image, codes, table = draw_window(case, self.plan, self.augmentation, random)
+        targets = {SCAN: self._scan_target(case, codes)} if self.plan.heads else {}
+        return Sample(image, codes, table, case.files.case, targets)
+
+    def _scan_target(self, case: TrainingCase, codes: torch.Tensor) -> torch.Tensor:
+        """(tasks,) numbers of classes. A head that sees lesions alone learns nothing from a window beside them."""
+        heads = self.plan.heads
+        assert heads is not None
+        lesions = [self.plan.labels[name] for name in heads.lesions or self.plan.classes]
+        beside = any(code in case.drawn for code in lesions) and not np.isin(codes, lesions).any()
+        known = self.classes.get(case.files.case, (UNKNOWN,) * len(heads.tasks))
+        blind = [beside and task.pooling == ("lesion",) for task in heads.tasks.values()]
+        return torch.tensor([UNKNOWN if hidden else number for number, hidden in zip(known, blind, strict=True)])
 
 
 @dataclass(frozen=True)
@@ -117,12 +137,17 @@ def stack(samples: Sequence[Sample]) -> Batch:
     rows = max(len(sample.table) for sample in samples)
     tables = [torch.nn.functional.pad(s.table, (0, 0, 0, rows - len(s.table)), value=True) for s in samples]
     names = set.intersection(*(set(sample.targets) for sample in samples))
+    scan = next((sample.targets[SCAN] for sample in samples if SCAN in sample.targets), None)
+    unknown = {} if scan is None else {SCAN: torch.full_like(scan, UNKNOWN)}
     return Batch(
         image=torch.stack([sample.image for sample in samples]),
         codes=torch.stack([sample.codes for sample in samples]),
         tables=torch.stack(tables),
         cases=tuple(sample.case for sample in samples),
-        targets={name: torch.stack([sample.targets[name] for sample in samples]) for name in sorted(names)},
+        targets={
+            name: torch.stack([(unknown | sample.targets)[name] for sample in samples])
+            for name in sorted(names | set(unknown))
+        },
     )
 
 

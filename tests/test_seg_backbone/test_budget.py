@@ -22,6 +22,7 @@ from seg_backbone.budget import (
     Machine,
     candidates,
     configure,
+    measure_scan,
     measure_window,
     operations,
     parameters,
@@ -155,7 +156,7 @@ ABDOMEN = replace(ABDOMEN, cases=ABDOMEN.cases[:5], intensities=(Intensities(0, 
 @pytest.fixture
 def fake(monkeypatch):
     """A machine without noise: `slow` times slower than its calibration says, windows `large` times larger."""
-    rates = {"slow": 1.0, "large": 1.0, "windows": 0}
+    rates = {"slow": 1.0, "large": 1.0, "late": 1.0, "windows": 0, "scans": 0}
 
     def measure(plan, files, device):
         rates["windows"] += 1
@@ -163,7 +164,13 @@ def fake(monkeypatch):
         return rates["slow"] * operations(plan) / 1e11, rates["large"] * predicted
 
     monkeypatch.setattr(budget, "calibrate", lambda *_: replace(MACHINE, operations=1e11))
+
+    def measure_scan(plan, files, device, expected):
+        rates["scans"] += 1
+        return replace(expected, seconds=rates["late"] * expected.seconds)
+
     monkeypatch.setattr(budget, "measure_window", measure)
+    monkeypatch.setattr(budget, "measure_scan", measure_scan)
     return rates
 
 
@@ -197,6 +204,20 @@ def test_a_window_that_costs_more_than_predicted_leads_further_down(fake, way):
     assert rungs.index(after.plan) > rungs.index(before.plan)
     assert after.measured.fits(limits)
     assert fake["windows"] == 2  # once is enough to learn how slow it is
+
+
+def test_a_scan_that_takes_longer_than_its_windows_leads_further_down(fake):
+    limits = Budget(seconds=60)
+    before = configure(ABDOMEN, FILES, limits, "t")
+    assert before.whole and fake["scans"] == 1
+    fake["late"] = 1.5
+    after = configure(ABDOMEN, FILES, limits, "t")
+    rungs = list(candidates(ABDOMEN, "t"))
+    assert rungs.index(after.plan) > rungs.index(before.plan)
+    assert after.measured.fits(limits)
+    fake["scans"] = 0
+    assert not configure(ABDOMEN, FILES, Budget(), "t").whole  # it would take minutes
+    assert fake["scans"] == 0
 
 
 def test_a_budget_that_nothing_keeps(fake):
@@ -240,5 +261,11 @@ def test_a_window_is_measured(tmp_path):
     files = CaseFiles("d", "a", "a", "CT", path, None, {}, ())
     seconds, used = measure_window(plan, files, "cpu")
     assert seconds > 0
+    case = CaseShape("a", (2.0, 2.0, 4.0), array.shape, array.shape)
+    expected = predict_cost(plan, case, MACHINE, "cpu")
+    scan = measure_scan(plan, files, "cpu", expected)
+    assert scan.windows == expected.windows
+    assert scan.seconds > seconds
+    assert scan.ram_mb > 100
     if sys.platform == "linux":
         assert 0.5 < used / (window_values(plan) * 4 / MB + WORKSPACE_MB) < 1.7

@@ -14,9 +14,11 @@ from seg_backbone.configure import (
     normalisation,
     plan_training,
     pooling,
+    recipe,
     target_spacing,
 )
 from seg_backbone.fingerprint import CaseShape, Fingerprint, fingerprint
+from seg_backbone.plan import Plan
 
 TESTS = Path(__file__).parents[1]
 SHARED = TESTS.parents[1] / "shared" / "data"
@@ -110,6 +112,19 @@ def test_feature_map_values_by_hand():
     assert feature_map_values(patch, strides, 3, PRESETS["plain"]) == 2 * fine + 2 * deep + 3 * fine + logits
     residual = (1 + 2) * fine + (3 * 2 + 1) * deep + (1 + 1) * fine + logits
     assert feature_map_values(patch, strides, 3, PRESETS["resenc_m"]) == residual
+
+
+def test_a_recipe_has_nnunets_batch_and_larger_ones_for_small_patches():
+    facts = of([(1, 1, 1)] * 4, [(64, 64, 64)] * 4)
+    topology = plan_training(facts, PRESETS["resenc_m"])
+    options = {key: list(getattr(topology, key)) for key in ("features", "strides")}
+    options["blocks"] = list(topology.encoder_blocks)
+    plan = Plan("t", ("tumour",), topology.spacing_mm, topology.patch, network_options=options)
+    chosen = recipe(facts, plan, PRESETS["resenc_m"], "cuda")
+    assert chosen["batch"] == topology.batch
+    assert (chosen["steps"], chosen["optimizer"], chosen["schedule"]) == (250_000, "sgd", "poly")
+    assert recipe(facts, plan.with_(patch=(32, 32, 32)), PRESETS["resenc_m"], "cpu")["batch"] == 8
+    assert recipe(of([(1, 1, 1)], [(64, 64, 64)]), plan, PRESETS["resenc_m"], "cpu")["batch"] == 2
 
 
 def test_normalisation_goes_by_the_channels_name():

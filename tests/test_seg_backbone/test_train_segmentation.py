@@ -28,7 +28,7 @@ from seg_backbone.train.config import Member
 from seg_backbone.train.consistency import Consistency
 from seg_backbone.train.cutmix import CutMix
 from seg_backbone.train.data import build_sources, read_cases
-from seg_backbone.train.model import Model, Output, build_model
+from seg_backbone.train.model import Model, Output, build_model, running_average
 from seg_backbone.train.objective import Step, mask_term, total
 from seg_backbone.train.optimise import rate
 from seg_backbone.train.samples import Batch, Batches, ahead, interleave
@@ -397,6 +397,29 @@ def test_the_rate_warms_up_and_falls_to_zero(tmp_path):
     assert (np.diff(rates[4:]) < 0).all()
     half = replace(config, steps=12, schedule_steps=20)  # a run that ends early follows the long schedule
     assert [rate(step, half) for step in range(13)] == rates[:13]
+
+
+def test_the_average_follows_at_once_and_slowly_later():
+    model = Model(torch.nn.Linear(1, 1, bias=False))
+    average, weight = running_average(model, 0.5), model.network.weight
+    expected = None
+    for n, value in enumerate((1.0, 3.0, 5.0, 9.0, 2.0, 8.0, 4.0, 7.0, 1.0, 6.0, 3.0)):
+        torch.nn.init.constant_(weight, value)
+        average.update_parameters(model)
+        decay = min(0.5, (1 + n) / (10 + n))
+        expected = value if expected is None else decay * expected + (1 - decay) * value
+        assert average.module.network.weight.item() == pytest.approx(expected)
+    assert decay == 0.5
+
+
+def test_numbers_as_yaml_takes_them_for_text(tmp_path):
+    text = (REPOSITORY / "configs" / "segmentation.yaml").read_text()
+    path = tmp_path / "a.yaml"
+    path.write_text(text.replace("learning_rate: 0.0015", "learning_rate: 1e-3"))
+    assert SegmentationConfig.read(path).learning_rate == 1e-3
+    path.write_text(text.replace("learning_rate: 0.0015", "learning_rate: fast"))
+    with pytest.raises(ConfigError, match="a.yaml: expected a segmentation training file, found could not convert"):
+        SegmentationConfig.read(path)
 
 
 def test_datasets_come_up_evenly_in_proportion():

@@ -58,8 +58,15 @@ def test_configure_train_segment(tmp_path):
     assert set(written["configured"]["plans_of_nnunet"]) == {"plain", "resenc_m", "resenc_l", "resenc_xl"}
     split = json.loads((tmp_path / "plan.split.json").read_text())["patients"]
     assert len(split["validation"]) == 1
+    assert written["configured"]["measured_on"] == "scan"
+    assert "measured: that scan was segmented, with untrained weights" in text
     config = SegmentationConfig.read(plan)
     assert config.plan.classes == ("tumour", "larynx")
+    recipe = (config.optimizer, config.schedule, config.learning_rate, config.momentum, config.weight_decay)
+    assert recipe == ("sgd", "poly", 0.01, 0.99, 3e-5)  # nnU-Net's
+    assert config.plan.network_options["deep_supervision"]
+    assert 2 <= config.batch <= 8
+    assert f"training  5000 steps of batch {config.batch}, sgd with the schedule poly, deep supervision" in text
 
     run("train", "segmentation", "--config", plan, "-o", tmp_path / "run", "--steps", "2")
     model = tmp_path / "run" / "model"
@@ -71,6 +78,16 @@ def test_configure_train_segment(tmp_path):
     mask = read_mask(tmp_path / "masks" / "p_0.nii.gz")
     assert mask.grid.same_as(GRID)
     assert mask.array.max() <= 2
+
+
+def test_the_split_of_a_dataset_is_kept(tmp_path):
+    folder, plan = dataset(tmp_path / "raw", ("CT",), cases=3), tmp_path / "plan.json"
+    (folder / "splits_final.json").write_text(json.dumps([{"train": ["p_0", "p_1"], "val": ["p_2"]}]))
+    run("configure", folder, "-o", plan)
+    assert not (tmp_path / "plan.split.json").exists()
+    assert SegmentationConfig.read(plan).split is None
+    run("train", "segmentation", "--config", plan, "-o", tmp_path / "run", "--steps", "1")
+    assert len(list((tmp_path / "run" / "cases").iterdir())) == 3
 
 
 def test_regions_and_ignored_voxels_end_to_end(tmp_path):

@@ -181,6 +181,29 @@ def masks(
 
 
 @app.command()
+def classification(
+    results: Annotated[
+        Path, typer.Argument(metavar="RESULTS.csv", help="`identifier,probs`, as `vlm segment` writes it.")
+    ],
+    reference: Annotated[Path, typer.Option(help="cls_data.csv: `identifier` and a column a task.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder for metrics.json, per_case.csv and table.md.")],
+    labels: Annotated[
+        Path | None, typer.Option(help="dataset.json with `classification_labels`; default the one by the reference.")
+    ] = None,
+    allow_missing: Annotated[
+        bool, typer.Option("--allow-missing", help="Leave out cases of the reference without a result.")
+    ] = False,
+    as_json: AsJson = False,
+    seed: Seed = 0,
+    resamples: Resamples = 1000,
+) -> None:
+    """Score classes of whole scans as FLARE26's joint task does: balanced accuracy, F1, AUROC and more per task."""
+    from eval.classification import evaluate_classes
+
+    _finish(evaluate_classes(results, reference, labels, allow_missing, seed, resamples), out, as_json)
+
+
+@app.command()
 def rank(
     results: Annotated[list[Path], typer.Argument(metavar="RESULTS...", help="Folders that masks or answers wrote.")],
     out: Annotated[

@@ -75,6 +75,8 @@ def segment(
 ) -> None:
     """Segment scans and measure what is found. CASE_0000.nii.gz becomes OUT/CASE.nii.gz.
 
+    A model that also classifies whole scans writes OUT/results.csv (identifier,probs).
+
     A scan is a NIfTI, NRRD or MetaImage file, or a DICOM folder or zip; PATH#UID is one series of several in it. A
     model of several channels reads CASE_0001.nii.gz and so on beside CASE_0000.nii.gz.
     """
@@ -90,6 +92,7 @@ def segment(
     from seg_backbone.errors import InputError
     from seg_backbone.io import read_volume, replacing, write_mask
     from seg_backbone.labels import to_scheme, undrawn
+    from seg_backbone.scan_classes import RESULT_FILE, write_results
     from seg_backbone.stream import stream
     from seg_backbone.table import write_statistics
     from vlm.cli.progress import stages
@@ -119,7 +122,9 @@ def segment(
             Settings(step)
         segmenter = Segmenter.load(model, device, runtime)
         loaded.append(segmenter)
-        segmenter.runtimes.choose(fast, False, max_ram_mb is not None)  # made while the first scan is read
+        segmenter.runtimes.choose(
+            fast, bool(segmenter.heads), max_ram_mb is not None
+        )  # made while the first scan is read
         once["load"] = (once["import"][1], time.time())
 
         def work(scan: tuple[Volume, Span]) -> tuple[Volume, Segmentation]:
@@ -198,6 +203,8 @@ def segment(
     if len(failures) < len(scans):
         with replacing(out / "labels.json") as temporary:
             temporary.write_text(json.dumps(names, indent=2) + "\n", encoding="utf-8")
+        if classified := {one["case"]: one["scan_classes"] for one in entries if one.get("scan_classes")}:
+            write_results(out / RESULT_FILE, classified)
         if statistics:
             write_statistics(found, out / "statistics.csv")
     if report:

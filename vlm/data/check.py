@@ -17,6 +17,7 @@ from seg_backbone.io import read_mask, read_volume
 from seg_backbone.io.nifti import SUFFIXES as NIFTI
 from seg_backbone.io.nifti import read_grid
 from seg_backbone.labels import read_label_file
+from seg_backbone.scan_classes import CLASS_FILE, read_scan_classes, read_tasks
 from seg_backbone.volume import Mask, Volume, require_same_grid
 
 SCAN = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})(?P<ending>\.[^_]+)")
@@ -27,7 +28,8 @@ def find_faults(folder: str | Path, progress: Callable[[int, int, str], None] | 
 
     Files: no scans, one case only, another number of cases than dataset.json says, names or formats that are not read,
     a missing channel, another number of channels than dataset.json or than the other cases, a scan without a mask
-    (where other scans have one), a mask without a scan, a manifest or a splits_final.json that names what is not there.
+    (where other scans have one), a mask without a scan, a manifest, a splits_final.json or a cls_data.csv that names
+    what is not there, classes of scans that do not fit dataset.json, a task of which no scan has a class.
     Content: unreadable, not finite, another grid than channel 0 of the case, label values that are not whole or outside
     dataset.json, an empty mask, the same scan twice, an annotated class that dataset.json lacks or that no mask shows.
 
@@ -38,6 +40,7 @@ def find_faults(folder: str | Path, progress: Callable[[int, int, str], None] | 
     if cases is None:
         return faults
     faults += [*_file_faults(folder, cases), *_channel_faults(folder, len(names)), *_listing_faults(folder, cases)]
+    faults += _class_faults(folder)
     shown: set[int] = set()
     first_of: dict[bytes, Path] = {}
     for done, files in enumerate(cases):
@@ -161,6 +164,26 @@ def _listing_faults(folder: Path, cases: list[CaseFiles]) -> Iterator[str]:
             yield f"{splits}: fold {number} names {case}, of which there is no scan"
         for case in sorted(train & held):
             yield f"{splits}: fold {number} both trains and validates {case}"
+
+
+def _class_faults(folder: Path) -> Iterator[str]:
+    """Classes of whole scans: files that do not fit, cases that are not there, tasks without any case."""
+    classes, description = folder / CLASS_FILE, folder / "dataset.json"
+    try:
+        tasks = read_tasks(description) if description.is_file() else {}
+        known = read_scan_classes(classes, tasks) if tasks else {}
+    except InputError as error:
+        yield str(error)
+        return
+    here = {
+        file.name.rpartition("_")[0] for part in ("imagesTr", "imagesTs") for file in (folder / part).glob("*_0000.*")
+    }
+    for case in known:
+        if case not in here:
+            yield f"{classes}: names {case}, of which there is no scan in imagesTr or imagesTs"
+    for task in tasks:
+        if not any(task in known[case] for case in known if case in here):
+            yield f"{classes}: no scan has a class of {task}"
 
 
 def _header_faults(files: CaseFiles) -> Iterator[str]:
