@@ -43,8 +43,8 @@ class Batch:
     """Samples on top of each other: image (B, channels, *patch), codes (B, *patch), tables (B, codes, classes).
 
     Tables of fewer codes are filled up with codes that no voxel has. targets: those that every sample has, and classes
-    of the scan where one has them, UNKNOWN (-1) for the others.
-    undisturbed: what a teacher sees where `image` was disturbed, see consistency.py.
+    of the scan where one has them, UNKNOWN (-1) for the others. undisturbed: what a teacher sees where `image` was
+    disturbed, see consistency.py.
     """
 
     image: torch.Tensor

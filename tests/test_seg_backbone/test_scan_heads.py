@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,10 +15,10 @@ from seg_backbone.cases import DatasetEntry
 from seg_backbone.checkpoint import load_model
 from seg_backbone.errors import CheckpointError, ConfigError, LabelError
 from seg_backbone.geometry import Grid
-from seg_backbone.io import write_mask, write_volume
+from seg_backbone.io import read_volume, write_mask, write_volume
 from seg_backbone.nets import build_network
 from seg_backbone.plan import Plan, ScanHeadPlan, ScanTask
-from seg_backbone.preprocess import normalise
+from seg_backbone.preprocess import normalise, preprocess
 from seg_backbone.scan_classes import UNKNOWN
 from seg_backbone.scan_heads import WEIGHTS, ScanHeads, ScanPool, load_heads, pooled_features
 from seg_backbone.train import SegmentationConfig, train_segmentation
@@ -30,6 +31,7 @@ from seg_backbone.train.optimise import build_optimizer
 from seg_backbone.train.samples import SCAN, Batch, Batches, Sample, stack
 from seg_backbone.volume import Mask, Volume
 
+SHARED = Path(__file__).parents[3] / "shared" / "data"
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 OPTIONS = {"features": [6, 12], "blocks": [1, 1], "strides": [1, 2]}
@@ -128,6 +130,36 @@ def test_the_class_of_a_lesion_is_read_off_the_lesion():
     by_lesion, by_all = heads.classify(inputs[40:], ml).split(2, dim=1)
     assert (by_lesion.argmax(1) == truth[40:]).float().mean() == 1
     assert (by_all.argmax(1) == truth[40:]).float().mean() < 0.9
+
+
+REAL = {"head and neck": "101_HeadNeckCT/hn", "soft tissue": "102_SarcomaCT/sarc", "MR": "103_SarcomaMR/sarc"}
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="needs the real scans in ../shared/data")
+@pytest.mark.parametrize("kinds", [("head and neck", "soft tissue"), ("soft tissue", "MR")], ids=["region", "modality"])
+def test_real_scans_tell_their_body_region_and_modality(kinds):
+    """Features of an untrained network over whole scans; a patient is on one side, whatever the modality."""
+    torch.manual_seed(0)
+    heads = ScanHeadPlan({"kind": ScanTask(kinds, ("volume",))}, hidden=16)
+    plan = PLAN.with_(spacing_mm=(8.0, 8.0, 8.0), heads=heads)
+    network = build_network(PLAN.network, 2, 3, OPTIONS).eval()
+    head, statistics = ScanHeads(plan, pooled_features(network, plan)), []
+    for patient in range(1, 9):
+        for kind in kinds:
+            folder, name = REAL[kind].split("/")
+            scans = sorted((SHARED / f"Dataset{folder}" / "imagesTr").glob(f"{name}_*_0000.nii.gz"))
+            image = preprocess(read_volume(scans[patient], "MR" if kind == "MR" else "CT"), plan)[0]
+            even = tuple(slice(0, size // 2 * 2) for size in image.shape[1:])
+            scan = torch.from_numpy(image[(slice(None), *even)])[None]
+            with torch.inference_mode():
+                statistics.append(head.statistics(network.encoder(scan), torch.zeros(1, 3, *scan.shape[2:])))
+    inputs, truth = torch.cat(statistics).clone(), torch.tensor([0, 1] * 8)
+    optimizer = torch.optim.AdamW(head.parameters(), 1e-2)
+    for _ in range(60):
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(head.classify(inputs[:10], 1.0), truth[:10]).backward()
+        optimizer.step()
+    assert (head.classify(inputs[10:], 1.0).argmax(1) == truth[10:]).float().mean() > 0.8
 
 
 def test_a_model_folder_classifies_scans(trained, data):
