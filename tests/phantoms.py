@@ -20,7 +20,7 @@ TEMPLATE = (
 )
 
 
-def tiny_llm():  # type: ignore[no-untyped-def]
+def tiny_llm(hidden_size: int = 32):  # type: ignore[no-untyped-def]
     """A random two-layer Llama and a character tokenizer with a chat template."""
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers
@@ -35,7 +35,7 @@ def tiny_llm():  # type: ignore[no-untyped-def]
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=len(vocabulary),
-        hidden_size=32,
+        hidden_size=hidden_size,
         intermediate_size=64,
         num_hidden_layers=2,
         num_attention_heads=4,

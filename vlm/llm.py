@@ -15,11 +15,12 @@ import sys
 import tempfile
 import zipfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from seg_backbone.errors import CheckpointError
+from seg_backbone.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 DEFAULT_LLM = "SmolLM2-135M-Instruct"
@@ -33,27 +34,54 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "flare-vlm"
 
 
-def load_llm(name: str = DEFAULT_LLM, device: str = "cpu") -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Model (float32 on CPU, bfloat16 on CUDA, eval mode) and tokenizer, by folder, hub id, or the default's name.
+def load_llm(
+    name: str = DEFAULT_LLM, device: str = "cpu", precision: str = "auto", quantize: str | None = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Model in eval mode and tokenizer, by folder, hub id, or the default's name.
 
-    Raises CheckpointError where it cannot be had, saying what to do.
+    precision: of weights and states, see dtype_of. quantize: "nf4" keeps the weights of linear layers as 4-bit normal
+    floats (QLoRA, Dettmers et al., NeurIPS 2023) and computes in `precision`; None keeps them whole.
+    Raises CheckpointError where the model cannot be had, ConfigError where it cannot be quantised here.
     """
-    import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
     source = str(fetch_default()) if name == DEFAULT_LLM else name
+    dtype = dtype_of(precision, device)
+    options: dict[str, Any] = {"quantization_config": _four_bit(dtype), "device_map": {"": device}} if quantize else {}
     logging.disable_progress_bar()
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
-        dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **options)
     except (OSError, ValueError) as error:
         found = str(error).splitlines()[0]
         raise CheckpointError(name, "a causal language model (folder or hub id)", found, "check the name") from None
     finally:
         logging.enable_progress_bar()
-    return model.to(device).eval(), tokenizer
+    return (model if quantize else model.to(device)).eval(), tokenizer
+
+
+def dtype_of(precision: str, device: str) -> torch.dtype:
+    """ "fp32", "bf16", or "auto": bfloat16 on CUDA, float32 elsewhere."""
+    import torch
+
+    half = precision == "bf16" or (precision == "auto" and device.startswith("cuda"))
+    return torch.bfloat16 if half else torch.float32
+
+
+def _four_bit(dtype: torch.dtype) -> Any:
+    """NF4 with quantised constants, computing in `dtype`. Raises ConfigError without bitsandbytes."""
+    from transformers import BitsAndBytesConfig
+
+    if importlib.util.find_spec("bitsandbytes") is None:
+        todo = 'pip install "flare-vlm[cuda]", or leave `quantize` out'
+        raise ConfigError("quantize: nf4", "the package bitsandbytes", "none", todo)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )
 
 
 def fetch_default() -> Path:

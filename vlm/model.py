@@ -11,7 +11,7 @@ import copy
 import itertools
 import json
 import warnings
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,10 +19,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from seg_backbone.errors import CheckpointError
+from seg_backbone.errors import CheckpointError, ConfigError, InputError
 from seg_backbone.io.atomic import replacing
 from seg_backbone.labels import display
 from vlm.data.threshold import parse_threshold
+from vlm.encoders.pooling import CELLS, Cells
 from vlm.facts import FIRST_FACTS, NAMES, facts_of
 from vlm.grounding import Mention, mentions_in
 from vlm.heads.pointer import MENTION, Pointer
@@ -32,6 +33,7 @@ from vlm.heads.router import Router
 from vlm.llm import DEFAULT_LLM, load_llm
 from vlm.projector import Projector
 from vlm.prompts import make_prompt
+from vlm.resampler import Perceiver
 from vlm.scene import FACTS as SCAN_FACTS
 from vlm.scene import Scene, scene_classes
 from vlm.schema import Question
@@ -44,14 +46,24 @@ CONFIG, WEIGHTS, ADAPTER, CALIBRATION = "vlm.json", "heads.safetensors", "adapte
 
 @dataclass(frozen=True)
 class VlmConfig:
-    """llm: name, folder or hub id. segmentation: the model that makes the masks.
+    """What a model is made of; `vlm.json` beside its weights, and `model:` of a training file.
 
-    encoder, encoder_options: whose features these weights were trained on, see vlm.encoders. visual_channels,
-    instance_channels: the encoder's. lora_rank 0: no adapter. lora_targets: linear layers, "all-linear" or names.
+    llm: name, folder or hub id. quantize: how its weights are kept, None or "nf4" (vlm.llm). segmentation: the model
+    that makes the masks. encoder, encoder_options: whose features these weights were trained on, see vlm.encoders.
+    visual_channels, instance_channels: the encoder's.
+
+    Adapter. lora_rank 0: none. lora_targets: linear layers, "all-linear" or names. dora: weight-decomposed (Liu et al.,
+    ICML 2024). rslora: scaled by alpha / sqrt(rank) (Kalajdzievski 2023).
+
+    Tokens. cells: of the spatial pooling, along (right, anterior, superior); each is a token, unless a perceiver makes
+    `perceiver.tokens` of them. visual, instances: False hides these tokens from the language model.
+
+    Answers. answers: "heads", or "text": the language model writes every answer itself, numbers too, for comparison.
     regression_scale: target -> (mean, standard deviation) in its unit. facts: those the router tells apart, in order.
     """
 
     llm: str = DEFAULT_LLM
+    quantize: str | None = None
     segmentation: str = "default"
     encoder: str = "segmentation"
     encoder_options: dict[str, Any] = field(default_factory=dict)
@@ -60,9 +72,31 @@ class VlmConfig:
     lora_rank: int = 8
     lora_alpha: int = 16
     lora_targets: str | tuple[str, ...] = "all-linear"
+    lora_dropout: float = 0.05
+    dora: bool = False
+    rslora: bool = False
+    cells: Cells = CELLS
+    perceiver: Perceiver | None = None
+    visual: bool = True
+    instances: bool = True
+    answers: str = "heads"
     regression_scale: dict[str, tuple[float, float]] | None = None
     facts: tuple[str, ...] = NAMES
     name: str = "default"
+
+    def __post_init__(self) -> None:
+        if isinstance(self.perceiver, dict):  # from a file, as are the lists
+            object.__setattr__(self, "perceiver", Perceiver(**self.perceiver))
+        for key in ("cells", "facts", *(() if isinstance(self.lora_targets, str) else ("lora_targets",))):
+            object.__setattr__(self, key, tuple(getattr(self, key)))
+        if len(self.cells) != 3 or min(self.cells) < 1:
+            raise ConfigError("cells", "three numbers from 1", f"{self.cells}", "correct it")
+        for key, allowed in (("quantize", (None, "nf4")), ("answers", ("heads", "text"))):
+            if getattr(self, key) not in allowed:
+                raise ConfigError(key, f"one of {allowed}", repr(getattr(self, key)), "choose one")
+        if not self.instances and self.answers == "heads":
+            found = "none to select from (`instances: false`)"
+            raise ConfigError("model", "instances for the heads", found, "set `answers: text` too")
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,7 +126,7 @@ class VisionLanguageModel(nn.Module):
         self.config, self.tokenizer, self.prompt = config, tokenizer, make_prompt(tokenizer)
         self.llm = llm
         width = llm.get_input_embeddings().weight.shape[1]
-        self.projector = Projector(width, config.visual_channels, config.instance_channels)
+        self.projector = Projector(width, config.visual_channels, config.instance_channels, config.perceiver)
         self.pointer = Pointer(width)
         self.router = Router(width, len(config.facts))
         self.quantiles = Quantiles(config.visual_channels, SCAN_FACTS)
@@ -103,38 +137,44 @@ class VisionLanguageModel(nn.Module):
     # -- loading and saving -------------------------------------------------------------------------------------------
 
     def add_adapter(self) -> None:
-        """Put trainable LoRA layers into the language model (peft)."""
+        """Put trainable LoRA layers into the language model (peft). Raises ConfigError for layers that it lacks."""
         from peft import LoraConfig, get_peft_model
 
+        targets = self.config.lora_targets
         lora = LoraConfig(
             r=self.config.lora_rank,
             lora_alpha=self.config.lora_alpha,
-            target_modules=self.config.lora_targets
-            if isinstance(self.config.lora_targets, str)
-            else list(self.config.lora_targets),
-            lora_dropout=0.05,
+            target_modules=targets if isinstance(targets, str) else list(targets),
+            lora_dropout=self.config.lora_dropout,
+            use_dora=self.config.dora,
+            use_rslora=self.config.rslora,
             task_type="CAUSAL_LM",
         )
         with warnings.catch_warnings():  # peft asks transformers for an attribute that was renamed
             warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
-            self.llm = get_peft_model(self.llm, lora)
+            try:
+                self.llm = get_peft_model(self.llm, lora)
+            except ValueError as error:
+                found = str(error).splitlines()[0]
+                raise ConfigError("lora_targets", "linear layers of the language model", found, "correct it") from None
 
-    def head_state(self) -> dict[str, torch.Tensor]:
-        """Every weight but the language model's."""
-        return {k: v for k, v in self.state_dict().items() if not k.startswith("llm.")}
+    def save(self, folder: str | Path, state: dict[str, torch.Tensor] | None = None) -> Path:
+        """Write config, heads (float16), adapter and calibration; each file under a temporary name first.
 
-    def save(self, folder: str | Path) -> Path:
-        """Write config, heads (float16), adapter and calibration; each file under a temporary name first."""
+        state: the weights, by the names of state_dict(), where they are gathered from several processes.
+        """
         from safetensors.torch import save_file
 
         folder = Path(folder)
-        state = {k: v.detach().cpu().half().contiguous() for k, v in self.head_state().items()}
+        state = self.state_dict() if state is None else state
+        heads = {k: _stored(v) for k, v in state.items() if not k.startswith("llm.")}
         with replacing(folder / WEIGHTS) as temporary:
-            save_file(state, temporary)
-        if hasattr(self.llm, "peft_config"):
+            save_file(heads, temporary)
+        if self.has_adapter:
             from peft import get_peft_model_state_dict
 
-            adapter = {k: v.detach().cpu().half().contiguous() for k, v in get_peft_model_state_dict(self.llm).items()}
+            own = {k.removeprefix("llm."): v for k, v in state.items() if k.startswith("llm.")}
+            adapter = {k: _stored(v) for k, v in get_peft_model_state_dict(self.llm, own).items()}
             with replacing(folder / f"{ADAPTER}.safetensors") as temporary:
                 save_file(adapter, temporary)
         (folder / CALIBRATION).unlink(missing_ok=True)
@@ -145,9 +185,17 @@ class VisionLanguageModel(nn.Module):
             temporary.write_text(json.dumps(asdict(self.config), indent=2) + "\n")
         return folder
 
+    @property
+    def has_adapter(self) -> bool:
+        """Whether the language model carries LoRA layers."""
+        return hasattr(self.llm, "peft_config")
+
     @staticmethod
-    def load(folder: str | Path, device: str = "cpu") -> VisionLanguageModel:
-        """Load what `save` wrote, with its language model. Raises CheckpointError where a part is missing or unfit."""
+    def load(folder: str | Path, device: str = "cpu", precision: str = "auto") -> VisionLanguageModel:
+        """Load what `save` wrote, with its language model. precision: of that, see vlm.llm.dtype_of.
+
+        Raises CheckpointError where a part is missing or unfit.
+        """
         from safetensors.torch import load_file
 
         folder = Path(folder)
@@ -158,9 +206,12 @@ class VisionLanguageModel(nn.Module):
             config = VlmConfig(**data | {"facts": tuple(data.get("facts", FIRST_FACTS))})
             if strange := set(config.facts) - set(NAMES):
                 raise ValueError(f"facts this version does not know: {sorted(strange)}")
-            llm, tokenizer = load_llm(config.llm, device)
-            model = VisionLanguageModel(config, llm, tokenizer)
+            llm, tokenizer = load_llm(config.llm, device, precision, config.quantize)
             state = {key: value.float() for key, value in load_file(folder / WEIGHTS).items()}
+            trained, width = state["projector.kind"].shape[1], llm.get_input_embeddings().weight.shape[1]
+            if trained != width:
+                raise ValueError(f"weights for a language model of width {trained}, {config.llm} has {width}")
+            model = VisionLanguageModel(config, llm, tokenizer)
             missing, unexpected = model.load_state_dict(state, strict=False)
             missing = [key for key in missing if not key.startswith("llm.")]
             if missing or unexpected:
@@ -175,13 +226,22 @@ class VisionLanguageModel(nn.Module):
                     raise ValueError("the adapter has layers that the language model lacks")
             if (folder / CALIBRATION).is_file():
                 model.calibration = Calibration(dict(json.loads((folder / CALIBRATION).read_text())))
-        except (OSError, ValueError, TypeError, RuntimeError) as error:
-            if isinstance(error, CheckpointError):
+        except (OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
+            if isinstance(error, InputError):
                 raise
-            raise CheckpointError(folder, "weights that fit the language model", str(error), "fetch it again") from None
+            found = " ".join(str(error).split())[:300]
+            raise CheckpointError(folder, "weights that fit the language model", found, "fetch it again") from None
         return model.to(device).eval()
 
     # -- the forward road ---------------------------------------------------------------------------------------------
+
+    def visible(self, scene: Scene) -> Scene:
+        """What of a scene this model is shown, see VlmConfig.visual and instances."""
+        if not self.config.visual:
+            scene = replace(scene, visual=scene.visual[:0])
+        if not self.config.instances:
+            scene = replace(scene, instances=[], pooled=scene.pooled[:0], geometry=scene.geometry[:0])
+        return scene
 
     def scan_tokens(self, scene: Scene) -> torch.Tensor:
         """(P, W): the template's start and the scene's tokens; the last len(instances) rows are the instances."""
@@ -294,10 +354,27 @@ class VisionLanguageModel(nn.Module):
         return shares / shares.sum()
 
     @torch.inference_mode()
+    def write(self, scene: Scene, opened: Opened, question: Question, most: int = 96) -> str:
+        """The answer in the language model's own words: the likeliest token, one after the other, at most `most`."""
+        scores = self.read(scene, opened, question.question, question.options, Mention((), (), False))
+        head, embed = self.llm.get_output_embeddings(), self.llm.get_input_embeddings()
+        end = self.prompt.answer("")[0]
+        state, cache, ids = scores.state, copy.deepcopy(scores.cache), list[int]()
+        while len(ids) < most and (best := int(head(state).argmax())) != end:
+            ids.append(best)
+            token = embed(torch.tensor([[best]], device=state.device))
+            out = self._decoder()(inputs_embeds=token, past_key_values=cache, use_cache=True)
+            state, cache = out.last_hidden_state[0, -1], out.past_key_values
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True)).strip()
+
+    @torch.inference_mode()
     def regress(self, scene: Scene) -> dict[str, tuple[float, float, float]]:
-        """Target -> its 0.1, 0.5 and 0.9 quantiles, in the fact's unit."""
+        """Target -> its 0.1, 0.5 and 0.9 quantiles, in the fact's unit; nothing without visual cells."""
+        if not len(scene.visual):
+            return {}
         scale = self.config.regression_scale or {}
-        raw = self.quantiles(*quantile_inputs(scene, self.config.visual_channels))
+        device = self.projector.kind.device
+        raw = self.quantiles(*(part.to(device) for part in quantile_inputs(scene, self.config.visual_channels)))
         out = {}
         for number, name in enumerate(TARGETS):
             if name in scale:
@@ -317,6 +394,10 @@ class VisionLanguageModel(nn.Module):
             with torch.no_grad():
                 self._names[label] = embed(torch.tensor(ids, device=embed.weight.device)).mean(0).clone()
         return self._names[label]
+
+
+def _stored(weight: torch.Tensor) -> torch.Tensor:
+    return weight.detach().cpu().half().contiguous()
 
 
 def mention_features(scene: Scene, mention: Mention, hidden: bool = False) -> torch.Tensor:

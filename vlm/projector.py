@@ -5,25 +5,34 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from vlm.resampler import Perceiver, Resampler
 from vlm.scene import FACTS, GEOMETRY
 
 
 class Projector(nn.Module):
-    """One facts token, one token per visual cell, one per instance.
+    """One facts token, one token per visual cell (or as many as a perceiver makes of all cells), one per instance.
 
     Dimension legend, W the language model's width:
         facts (FACTS,)                      -> (1, W)
-        visual (cells, channels + 6)        -> (cells, W)
+        visual (cells, channels + 6)        -> (cells, W), or (tokens, W) through a perceiver
         pooled (K, channels'), geometry (K, GEOMETRY), names (K, W) -> (K, W)
     names: the mean embedding of the words of each instance's class, so that any class a user brings has a token the
     language model understands.
     """
 
-    def __init__(self, width: int, visual_channels: int, instance_channels: int, hidden: int = 256) -> None:
+    def __init__(
+        self,
+        width: int,
+        visual_channels: int,
+        instance_channels: int,
+        perceiver: Perceiver | None = None,
+        hidden: int = 256,
+    ) -> None:
         super().__init__()
         self.facts = _mlp(FACTS, hidden, width)
         self.visual_norm = nn.LayerNorm(visual_channels)
-        self.visual = _mlp(visual_channels + 6, hidden, width)
+        inputs = visual_channels + 6
+        self.visual = Resampler(inputs, width, perceiver) if perceiver else _mlp(inputs, hidden, width)
         self.pooled_norm = nn.LayerNorm(instance_channels)
         self.instance = _mlp(instance_channels + GEOMETRY, hidden, width)
         self.name_scale = nn.Parameter(torch.ones(()))
@@ -37,14 +46,15 @@ class Projector(nn.Module):
         geometry: torch.Tensor,
         names: torch.Tensor,
     ) -> torch.Tensor:
-        """(1 + cells + K, W) tokens in the order facts, visual, instances. K may be 0."""
+        """(1 + visual tokens + K, W) in the order facts, visual, instances. K may be 0, and the cells none."""
         channels = self.visual_norm.normalized_shape[0]
         seen = torch.cat([self.visual_norm(visual[:, :channels]), visual[:, channels:]], dim=1)
+        seen = self.visual(seen) if len(seen) else seen.new_zeros(0, self.kind.shape[1])
         item = torch.cat([self.pooled_norm(pooled), geometry], dim=1)
         return torch.cat(
             [
                 self.facts(facts)[None] + self.kind[0],
-                self.visual(seen) + self.kind[1],
+                seen + self.kind[1],
                 self.instance(item) + self.name_scale * names + self.kind[2],
             ]
         )

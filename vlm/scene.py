@@ -6,6 +6,7 @@ Positions enter in millimetres, so spacing, size and orientation of the file do 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,12 +15,12 @@ from seg_backbone.geometry import Grid
 from seg_backbone.lesions import Instance, Instances
 from seg_backbone.predict import Features
 from seg_backbone.relations import Relations
-from vlm.encoders.pooling import instance_features, visual_cells
+from vlm.encoders.pooling import CELLS, Cells, instance_features, visual_cells
 from vlm.grounding import is_lesion
 
 GEOMETRY = 24  # numbers that describe an instance, see `geometry_of`
 FACTS = 8  # numbers that describe the scan, see `scan_facts`
-MAX_INSTANCES = 24  # the largest ones are shown; a scan rarely has more
+MAX_INSTANCES = 128  # the largest ones are shown: a mask of a hundred organs, or many metastases, is shown whole
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,13 +51,14 @@ def build_scene(
     classes: tuple[str, ...],
     untrained: tuple[str, ...],
     features: Features,
+    cells: Cells = CELLS,
 ) -> Scene:
     """Pool features into tokens and describe instances. untrained: classes the checkpoint cannot find in this scan.
+    cells: how many the scan's box is divided into, along (right, anterior, superior).
 
     A scan without instances gives arrays of zero rows. Of more than MAX_INSTANCES the largest by volume stay.
     """
-    shown = sorted(instances, key=lambda i: -i.volume_ml)[:MAX_INSTANCES]
-    shown.sort(key=lambda i: i.id)
+    shown = largest(instances)
     return Scene(
         source,
         modality,
@@ -64,12 +66,17 @@ def build_scene(
         shown,
         classes,
         untrained,
-        visual_cells(features, grid),
+        visual_cells(features, grid, cells),
         instance_features(features, instances, shown, grid),
         describe(shown, modality, grid),
         scan_facts(modality, grid),
         Relations(instances.map, grid),
     )
+
+
+def largest(instances: Iterable[Instance]) -> list[Instance]:
+    """Those that are shown: the MAX_INSTANCES largest by volume, in the order of their ids."""
+    return sorted(sorted(instances, key=lambda i: -i.volume_ml)[:MAX_INSTANCES], key=lambda i: i.id)
 
 
 def scene_classes(scene: Scene) -> tuple[str, ...]:

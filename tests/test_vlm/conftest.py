@@ -11,6 +11,7 @@ import pytest
 from phantoms import LABELS, phantom, phantom_scene, tiny_llm, tiny_models
 
 from seg_backbone.io import write_mask, write_volume
+from seg_backbone.volume import Volume
 from vlm.cli import main
 from vlm.infer.engine import Engine
 from vlm.scene import Scene
@@ -59,3 +60,20 @@ def phantom_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_mask(mask, folder / "masks" / "scan.nii.gz")
     (folder / "labels.json").write_text(json.dumps(LABELS))
     return folder
+
+
+@pytest.fixture
+def phantoms_on_disk(tmp_path: Path) -> Path:
+    """Two phantoms to train on and one to validate on, as nnU-Net raw data, with more or less fat."""
+    folder = tmp_path / "data" / "Dataset001_Phantom"
+    for number in range(3):
+        volume, mask = phantom()
+        array = volume.array.copy()
+        array[3 : 6 + 2 * number, 3:37][mask.array[3 : 6 + 2 * number, 3:37] == 0] = -100
+        name = f"case_{number}"
+        write_volume(Volume(array, volume.grid, "CT"), folder / "imagesTr" / f"{name}_0000.nii.gz")
+        write_mask(mask, folder / "labelsTr" / f"{name}.nii.gz")
+    labels = {"background": 0} | LABELS
+    (folder / "dataset.json").write_text(json.dumps({"labels": labels, "channel_names": {"0": "CT"}}))
+    (tmp_path / "split.json").write_text(json.dumps({"patients": {"validation": ["case_2"]}}))
+    return tmp_path

@@ -12,12 +12,11 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from phantoms import LABELS, phantom, tiny_models
+from phantoms import phantom, tiny_models
 from safetensors.torch import load_file
 
 from seg_backbone.errors import CheckpointError, ConfigError
 from seg_backbone.geometry import Grid
-from seg_backbone.io import write_mask, write_volume
 from seg_backbone.lesions import find_instances
 from seg_backbone.nets import build_network
 from seg_backbone.plan import Plan
@@ -265,23 +264,6 @@ def test_mistakes_say_what_to_do(
     with pytest.raises(CheckpointError, match="SHA-256"):
         resnet152.read_weights()
     assert run("model", "fetch", "merlin")[0] == 2
-
-
-@pytest.fixture
-def phantoms_on_disk(tmp_path: Path) -> Path:
-    """Two phantoms to train on and one to validate on, as nnU-Net raw data, with more or less fat."""
-    folder = tmp_path / "data" / "Dataset001_Phantom"
-    for number in range(3):
-        volume, mask = phantom()
-        array = volume.array.copy()
-        array[3 : 6 + 2 * number, 3:37][mask.array[3 : 6 + 2 * number, 3:37] == 0] = -100
-        name = f"case_{number}"
-        write_volume(Volume(array, volume.grid, "CT"), folder / "imagesTr" / f"{name}_0000.nii.gz")
-        write_mask(mask, folder / "labelsTr" / f"{name}.nii.gz")
-    labels = {"background": 0} | LABELS
-    (folder / "dataset.json").write_text(json.dumps({"labels": labels, "channel_names": {"0": "CT"}}))
-    (tmp_path / "split.json").write_text(json.dumps({"patients": {"validation": ["case_2"]}}))
-    return tmp_path
 
 
 def write_config(path: Path, **table: object) -> Path:

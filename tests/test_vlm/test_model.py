@@ -107,8 +107,8 @@ def test_prompt_pieces_make_the_templates_text() -> None:
     _, tokenizer = tiny_llm()
     prompt = make_prompt(tokenizer)
     ids = [*prompt.before, *prompt.question("Is it?", ("yes", "no")), *prompt.answer("yes")]
-    text = "".join(tokenizer.convert_ids_to_tokens(ids)).replace("</s>", "")
-    assert text.startswith("<|system|>") and text.endswith("\nIs it?\nOptions: yes; no<|end|><|assistant|>yes")
+    text = "".join(tokenizer.convert_ids_to_tokens(ids))
+    assert text.startswith("<|system|>") and text.endswith("\nIs it?\nOptions: yes; no<|end|><|assistant|>yes<|end|>")
 
 
 def test_a_scan_without_instances_is_read(model: VisionLanguageModel) -> None:

@@ -19,10 +19,11 @@ from vlm.data.wordings import read_wordings
 from vlm.encoders.backbone import SegmentationEncoder
 from vlm.facts import FACTS
 from vlm.model import VisionLanguageModel
-from vlm.train import loop
+from vlm.train.config import StageConfig
 from vlm.train.examples import invent, load_examples, questions_about
 from vlm.train.instruct import train_instruction
-from vlm.train.loop import StageConfig, run_stage
+from vlm.train.loop import run_stage
+from vlm.train.losses import POINTED
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -127,4 +128,4 @@ def test_configuration_files(tmp_path: Path) -> None:
         StageConfig.read(bad, "alignment")
     with pytest.raises(ConfigError, match="start"):
         train_instruction(replace(config, start=None))
-    assert set(loop.POINTED) >= {"count", "box", "volume", "presence"}
+    assert set(POINTED) >= {"count", "box", "volume", "presence"}

@@ -59,9 +59,12 @@ def encoder(
 def alignment(
     config: Config, resume: Resume = False, data: Data = None, output: Output = None, steps: Steps = None
 ) -> None:
-    """Projector and heads, language model frozen."""
+    """Projector and heads, language model frozen.
+
+    Several GPUs: accelerate launch --config_file configs/accelerate/ddp.yaml -m vlm.cli train alignment ...
+    """
     from vlm.train.align import train_alignment
-    from vlm.train.loop import StageConfig
+    from vlm.train.config import StageConfig
 
     settings = StageConfig.read(config, "alignment", data=data, output=output, steps=steps)
     _run(train_alignment, settings, resume)
@@ -76,9 +79,12 @@ def instruction(
     steps: Steps = None,
     start: Annotated[Path | None, typer.Option(help="aligned weights, instead of the file's")] = None,
 ) -> None:
-    """LoRA, projector and heads."""
+    """LoRA, projector and heads.
+
+    Several GPUs: accelerate launch --config_file configs/accelerate/ddp.yaml -m vlm.cli train instruction ...
+    """
+    from vlm.train.config import StageConfig
     from vlm.train.instruct import train_instruction
-    from vlm.train.loop import StageConfig
 
     settings = StageConfig.read(config, "instruction", data=data, output=output, steps=steps, start=start)
     _run(train_instruction, settings, resume)
@@ -93,6 +99,8 @@ def _run(train: Any, settings: Any, resume: bool) -> None:
     def report(row: dict[str, Any]) -> None:
         if not sys.stderr.isatty():
             typer.echo(json.dumps(row), err=True)
+        for one in row.get("samples", ()) if sys.stderr.isatty() else ():  # above the bar
+            typer.echo(f"{one['question']}\n    {one['answer']} (reference: {one['reference']})", err=True)
 
     with stages() as progress:
         folder = train(settings, resume=resume, report=report, progress=progress)

@@ -11,26 +11,27 @@ from seg_backbone.geometry import Grid
 from seg_backbone.lesions import Instance, Instances
 from seg_backbone.predict import Features
 
-CELLS = (2, 2, 3)  # visual tokens along (right, anterior, superior)
+Cells = tuple[int, int, int]
+CELLS: Cells = (2, 2, 3)  # visual cells along (right, anterior, superior), unless a model says otherwise
 
 
-def visual_cells(features: Features, grid: Grid) -> np.ndarray:
-    """(prod(CELLS), channels + 6): mean feature of each cell of the scan's box, its centre and size in 100 mm.
+def visual_cells(features: Features, grid: Grid, shape: Cells = CELLS) -> np.ndarray:
+    """(prod(shape), channels + 6): mean feature of each cell of the scan's box, its centre and size in 100 mm.
 
     The centre is relative to the scan's centre. A cell without features holds zeros.
     """
     coarsest = max(features.vectors)
     vectors, positions = features.vectors[coarsest], features.positions_mm[coarsest]
     low, high = grid.extent_mm()
-    cells = np.array(CELLS)
+    cells = np.array(shape)
     size = (high - low) / cells
     inside = np.all((positions >= low) & (positions <= high), axis=1)
     index = np.clip(((positions - low) / size).astype(int), 0, cells - 1)
-    flat = np.ravel_multi_index(tuple(index.T), CELLS)[inside]
+    flat = np.ravel_multi_index(tuple(index.T), shape)[inside]
     total = np.zeros((int(cells.prod()), vectors.shape[1]))
     np.add.at(total, flat, vectors[inside])
     count = np.bincount(flat, minlength=len(total))[:, None]
-    centre = (np.indices(CELLS).reshape(3, -1).T + 0.5 - cells / 2) * size / 100
+    centre = (np.indices(shape).reshape(3, -1).T + 0.5 - cells / 2) * size / 100
     place = np.concatenate([centre, np.broadcast_to(size / 100, centre.shape)], axis=1)
     return np.concatenate([total / np.maximum(count, 1), place], axis=1).astype(np.float32)
 

@@ -33,7 +33,7 @@ class Quantiles(nn.Module):
 
 def quantile_loss(predicted: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """Pinball loss (Koenker and Bassett 1978), mean over the three quantiles. predicted (..., 3), target (...)."""
-    levels = torch.tensor(QUANTILES)
+    levels = torch.tensor(QUANTILES, device=predicted.device)
     error = target[..., None] - predicted
     return torch.maximum(levels * error, (levels - 1) * error).mean()
 

@@ -91,7 +91,8 @@ class Engine:
         if given is not None:
             used, instances, names, untrained = given, find_instances(given, volume), tuple(given.labels), ()
         features = segmentation.features if stages else self.encoder(volume)
-        scene = build_scene(volume.source, volume.modality, volume.grid, instances, names, untrained, features)
+        parts = (volume.source, volume.modality, volume.grid, instances, names, untrained, features)
+        scene = self.model.visible(build_scene(*parts, self.model.config.cells))
         return Scan(volume, used, instances, segmentation, scene, self.model.open(scene), given is not None)
 
     def ask(
@@ -115,6 +116,11 @@ class Engine:
             raise QuestionError("question", f"at most {LONGEST_TEXT} characters with its options", found, "shorten it")
         started = time.perf_counter()
         reading, off_topic = self.model.interpret(scan.scene, scan.opened, question, focus)
+        if self.model.config.answers == "text":
+            text = self.model.write(scan.scene, scan.opened, question)
+            seconds = time.perf_counter() - started
+            kind = question.type or "open"
+            return Answer(question.id, kind, text, seconds=seconds, model=self.version), reading
         kind = question.type if question.type not in (None, "open") else FACTS[reading.fact].kind
         reason = refusal(scan.scene, reading.mention, reading.fact, off_topic, scan.given_mask)
         if reason:

@@ -10,22 +10,26 @@ from seg_backbone.predict import Segmenter
 from vlm.encoders import build_encoder
 from vlm.llm import load_llm
 from vlm.model import VisionLanguageModel, VlmConfig
-from vlm.train.loop import StageConfig, run_stage
+from vlm.train.config import StageConfig
+from vlm.train.loop import run_stage
+from vlm.train.processes import place
 
 
 def train_alignment(config: StageConfig, resume: bool = False, **hooks: Any) -> Any:
     """Train and save to `config.output`/model; returns that folder. hooks: report and progress, see run_stage."""
-    llm, tokenizer = load_llm(config.llm)
     with torch.random.fork_rng():  # the heads begin alike, whatever the encoder
         encoder = build_encoder(config.encoder, Segmenter.load(config.segmentation), config.encoder_options)
         visual, instance = encoder.channels
     settings = VlmConfig(
-        llm=config.llm,
-        segmentation=config.segmentation,
-        encoder=config.encoder,
-        encoder_options=config.encoder_options,
-        visual_channels=visual,
-        instance_channels=instance,
-        lora_rank=config.lora_rank,
+        **{
+            "llm": config.llm,
+            "segmentation": config.segmentation,
+            "encoder": config.encoder,
+            "encoder_options": config.encoder_options,
+            "visual_channels": visual,
+            "instance_channels": instance,
+        }
+        | config.model
     )
+    llm, tokenizer = load_llm(settings.llm, place(config.device), config.precision, settings.quantize)
     return run_stage(config, VisionLanguageModel(settings, llm, tokenizer), resume, **hooks)

@@ -24,7 +24,8 @@ from seg_backbone.volume import Volume
 from vlm.data.questions import fat_percent, questions_of_case
 from vlm.data.wordings import Wordings
 from vlm.encoders import Encoder
-from vlm.scene import Scene, build_scene, describe, scan_facts
+from vlm.encoders.pooling import CELLS, Cells, instance_features, visual_cells
+from vlm.scene import Scene, describe, largest, scan_facts
 from vlm.schema import Question
 
 
@@ -48,16 +49,18 @@ def load_examples(
     cache: Path,
     most: int,
     progress: Callable[[str, int, int], None] | None = None,
+    cells: Cells = CELLS,
 ) -> list[Example]:
-    """Scenes of the cases of a part, at most `most` a dataset, spread evenly; features cached by scan and weights.
+    """Scenes of the cases of a part, at most `most` a dataset, spread evenly; cases without a mask are left out, those
+    with synthetic tumours are in the part "training" alone.
 
-    Cases with synthetic tumours are in the part "training" alone.
+    Features are cached by scan, mask, encoder and cells.
     """
     cache.mkdir(parents=True, exist_ok=True)
     table = read_split(split)
     jobs = []
     for entry in datasets:
-        files = split_cases(list_cases(data, entry.name), table, part)
+        files = [case for case in split_cases(list_cases(data, entry.name), table, part) if case.mask and case.labels]
         if part != "training":
             files = [case for case in files if not case.synthetic]
         keep = np.linspace(0, len(files) - 1, min(most, len(files))).round().astype(int)
@@ -65,7 +68,7 @@ def load_examples(
     fats: dict[str, float | None] = {}
     examples = []
     for number, (files, entry) in enumerate(jobs):
-        examples.append(_load(files, entry, encoder, cache, fats))
+        examples.append(_load(files, entry, encoder, cache, cells, fats))
         if progress:
             progress("encoding scans", number + 1, len(jobs))
     # an MR has no Hounsfield units: its share of fat is that of the same patient's CT, where there is one
@@ -127,22 +130,23 @@ def invent(pool: Sequence[Example], names: Sequence[str], random: Random) -> Exa
 
 
 def _load(
-    files: CaseFiles, entry: DatasetEntry, encoder: Encoder, cache: Path, fats: dict[str, float | None]
+    files: CaseFiles, entry: DatasetEntry, encoder: Encoder, cache: Path, cells: Cells, fats: dict[str, float | None]
 ) -> Example:
+    assert files.mask is not None, "cases without a mask are left out"
     volume = read_volume(files.image, files.modality)
-    key = hashlib.sha256(files.image.read_bytes() + encoder.version.encode()).hexdigest()[:20]
-    store = cache / f"{key}.npz"
-    mask = read_mask(files.mask, files.labels) if files.mask else None
-    instances = find_instances(mask, volume) if mask else None
+    instances = find_instances(read_mask(files.mask, files.labels), volume)
+    shown = largest(i for i in instances if i.label in files.annotated)
     if volume.modality == "CT":
         fats[files.patient] = fat_percent(volume)
-    shown = [i for i in instances or [] if i.label in files.annotated]
+    settings = f"{encoder.version} {cells}".encode()
+    key = hashlib.sha256(files.image.read_bytes() + files.mask.read_bytes() + settings).hexdigest()[:20]
+    store = cache / f"{key}.npz"
     if not store.is_file():
-        assert instances is not None, "training cases have masks"
-        scene = build_scene(files.case, volume.modality, volume.grid, instances, files.annotated, (), encoder(volume))
-        rows = [n for n, i in enumerate(scene.instances) if i.label in files.annotated]
+        features = encoder(volume)
+        visual = visual_cells(features, volume.grid, cells)
+        pooled = instance_features(features, instances, shown, volume.grid)
         with replacing(store) as temporary:
-            np.savez(temporary, visual=scene.visual, pooled=scene.pooled[rows])
+            np.savez(temporary, visual=visual, pooled=pooled)
     saved = np.load(store)
     scene = Scene(
         files.case,
@@ -156,7 +160,8 @@ def _load(
         describe(shown, volume.modality, volume.grid),
         scan_facts(volume.modality, volume.grid),
     )
-    light = Volume(volume.array[:2, :2, :2], replace(volume.grid, shape=(2, 2, 2)), volume.modality, volume.source)
+    corner = volume.array[:2, :2, :2].copy()  # a view would keep the whole scan in memory
+    light = Volume(corner, replace(volume.grid, shape=(2, 2, 2)), volume.modality, volume.source)
     return Example(scene, files, light, entry.absent, fats.get(files.patient))
 
 
