@@ -22,8 +22,24 @@ class Fact:
     attribute: str | None = None
 
 
+class Facts(dict[str, Fact]):
+    """Facts by name. "value:NAME:UNIT" and "label:NAME" are facts of whole scans that a table of the user's gives (see
+    vlm/data/targets.py): they say of themselves what they are, and are not among the names listed.
+    """
+
+    def __missing__(self, name: str) -> Fact:
+        sort, _, rest = name.partition(":")
+        if sort == "value":
+            target, _, unit = rest.partition(":")
+            return Fact(f"The {target} of the scan, a number.", "regression", "scan", unit or None)
+        if sort == "label":
+            return Fact(f"The {rest} of the scan, one of a fixed set of labels.", "classification", "scan")
+        raise KeyError(name)
+
+
 _CLASS, _MEASURE = "classification", "measurement"
-FACTS: dict[str, Fact] = {
+FACTS = Facts()
+FACTS |= {
     # classification
     "presence": Fact("Is something there: yes or no; also whether it is larger than a size.", _CLASS, "any"),
     "side": Fact("The side of the patient it is on: left, right, midline.", _CLASS, "one"),
@@ -97,6 +113,12 @@ UNITS: dict[str, tuple[str, float]] = {
     "mm^2": ("cm2", 100.0),
     "%": ("%", 1.0),
 }
+
+
+def target_name(fact: str) -> str:
+    """What a fact of a user's table is about, for the start of a sentence: "value:dose_level:Gy" -> "Dose level"."""
+    name = fact.split(":")[1].replace("_", " ")
+    return name[:1].upper() + name[1:]
 
 
 def facts_of(kind: str | None, unit: str | None = None, known: tuple[str, ...] = NAMES) -> tuple[str, ...]:

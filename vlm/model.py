@@ -26,6 +26,7 @@ from vlm.data.threshold import parse_threshold
 from vlm.encoders.pooling import CELLS, Cells
 from vlm.facts import FIRST_FACTS, NAMES, facts_of
 from vlm.grounding import Mention, mentions_in
+from vlm.heads.labels import Labels
 from vlm.heads.pointer import MENTION, Pointer
 from vlm.heads.reading import Calibration, Focus, Reading
 from vlm.heads.regression import TARGETS, Quantiles
@@ -60,6 +61,7 @@ class VlmConfig:
 
     Answers. answers: "heads", or "text": the language model writes every answer itself, numbers too, for comparison.
     regression_scale: target -> (mean, standard deviation) in its unit. facts: those the router tells apart, in order.
+    labels: those of them that a table of the user's taught, with the labels of each (vlm/data/targets.py).
     """
 
     llm: str = DEFAULT_LLM
@@ -82,13 +84,20 @@ class VlmConfig:
     answers: str = "heads"
     regression_scale: dict[str, tuple[float, float]] | None = None
     facts: tuple[str, ...] = NAMES
+    labels: dict[str, tuple[str, ...]] = field(default_factory=dict)
     name: str = "default"
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """The facts whose quantiles are regressed, in order."""
+        return (*TARGETS, *(fact for fact in self.facts if fact.startswith("value:")))
 
     def __post_init__(self) -> None:
         if isinstance(self.perceiver, dict):  # from a file, as are the lists
             object.__setattr__(self, "perceiver", Perceiver(**self.perceiver))
         for key in ("cells", "facts", *(() if isinstance(self.lora_targets, str) else ("lora_targets",))):
             object.__setattr__(self, key, tuple(getattr(self, key)))
+        object.__setattr__(self, "labels", {fact: tuple(known) for fact, known in self.labels.items()})
         if len(self.cells) != 3 or min(self.cells) < 1:
             raise ConfigError("cells", "three numbers from 1", f"{self.cells}", "correct it")
         for key, allowed in (("quantize", (None, "nf4")), ("answers", ("heads", "text"))):
@@ -129,7 +138,8 @@ class VisionLanguageModel(nn.Module):
         self.projector = Projector(width, config.visual_channels, config.instance_channels, config.perceiver)
         self.pointer = Pointer(width)
         self.router = Router(width, len(config.facts))
-        self.quantiles = Quantiles(config.visual_channels, SCAN_FACTS)
+        self.quantiles = Quantiles(config.visual_channels, SCAN_FACTS, len(config.targets))
+        self.labels = Labels(width, config.labels)
         self.calibration = Calibration()
         self._names: dict[str, torch.Tensor] = {}
         self.llm.requires_grad_(False)
@@ -204,7 +214,7 @@ class VisionLanguageModel(nn.Module):
         try:
             data = json.loads((folder / CONFIG).read_text())
             config = VlmConfig(**data | {"facts": tuple(data.get("facts", FIRST_FACTS))})
-            if strange := set(config.facts) - set(NAMES):
+            if strange := {fact for fact in config.facts if ":" not in fact} - set(NAMES):
                 raise ValueError(f"facts this version does not know: {sorted(strange)}")
             llm, tokenizer = load_llm(config.llm, device, precision, config.quantize)
             state = {key: value.float() for key, value in load_file(folder / WEIGHTS).items()}
@@ -329,10 +339,11 @@ class VisionLanguageModel(nn.Module):
             fact_probability=probability,
             selection=selection,
             threshold=parse_threshold(question.question),
-            quantiles=self.regress(scene).get(fact) if fact in TARGETS else None,
+            quantiles=self.regress(scene).get(fact) if fact in self.config.targets else None,
             score_options=lambda options: self.option_likelihoods(scores, options),
             calibration=self.calibration,
             lacking=focus.lacking if focus else None,
+            label_shares=self.label_shares(fact, scores),
         )
         return reading, off_topic
 
@@ -368,6 +379,14 @@ class VisionLanguageModel(nn.Module):
         return str(self.tokenizer.decode(ids, skip_special_tokens=True)).strip()
 
     @torch.inference_mode()
+    def label_shares(self, fact: str, scores: Scores) -> dict[str, float]:
+        """The probability of each label of a fact of labels; nothing for another fact."""
+        if fact not in self.config.labels:
+            return {}
+        shares = torch.softmax(self.labels(fact, scores.state.float()), dim=-1).tolist()
+        return dict(zip(self.config.labels[fact], shares, strict=True))
+
+    @torch.inference_mode()
     def regress(self, scene: Scene) -> dict[str, tuple[float, float, float]]:
         """Target -> its 0.1, 0.5 and 0.9 quantiles, in the fact's unit; nothing without visual cells."""
         if not len(scene.visual):
@@ -376,7 +395,7 @@ class VisionLanguageModel(nn.Module):
         device = self.projector.kind.device
         raw = self.quantiles(*(part.to(device) for part in quantile_inputs(scene, self.config.visual_channels)))
         out = {}
-        for number, name in enumerate(TARGETS):
+        for number, name in enumerate(self.config.targets):
             if name in scale:
                 mean, spread = scale[name]
                 low, middle, high = (float(v) * spread + mean for v in raw[number])

@@ -39,30 +39,38 @@ def questions(
     config: Annotated[
         Path | None, typer.Option(help=f"YAML whose `datasets` list `absent` classes; default {CONFIG} if there.")
     ] = None,
+    targets: Annotated[
+        Path | None, typer.Option(help="YAML of scan-level targets from a csv, see vlm/data/targets.py.")
+    ] = None,
     include_open: Annotated[
         bool, typer.Option("--open", help="Also open and off-topic questions, unanswered.")
     ] = False,
+    balance: Annotated[
+        bool, typer.Option(help="Leave out what can be guessed from the words alone, down to 1.3 times chance.")
+    ] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print the counts as JSON.")] = False,
 ) -> None:
-    """Write questions with answers measured on the reference masks.
+    """Write questions with answers measured on the reference masks, and say what can be guessed from their words alone.
 
     `image` is relative to DATASET; with several datasets, to the folder that holds them.
     """
     import json
     from collections import Counter
+    from dataclasses import asdict
 
     from seg_backbone.cases import read_split
     from seg_backbone.errors import ConfigError
     from seg_backbone.io import replacing
+    from vlm.data.guess import question_only, rebalance
     from vlm.data.questions import generate
+    from vlm.data.targets import read_targets
 
     folders = [folder.resolve() for folder in folders]
     if len({folder.parent for folder in folders}) > 1:
         raise ConfigError("DATASET", "datasets of one parent folder", "several parents", "run once for each")
     source = config or (CONFIG if CONFIG.is_file() else None)
-    counts: Counter[str] = Counter()
-    with _bar("asking") as progress, replacing(out) as temporary, temporary.open("w", encoding="utf-8") as lines:
-        for question in generate(
+    with _bar("asking") as progress, replacing(out) as temporary:
+        drawn = generate(
             folders[0].parent,
             list(dict.fromkeys(folder.name for folder in folders)),
             split=read_split(split) if split else None,
@@ -73,14 +81,24 @@ def questions(
             absent=_absent(source, absent or []),
             progress=progress,
             include_open=include_open,
-        ):
-            counts[str(question.type)] += 1
-            lines.write(json.dumps(question.to_json(), ensure_ascii=False) + "\n")
+            targets=read_targets(targets),
+        )
+        asked = list(drawn)
+        asked, guessed = rebalance(asked) if balance else (asked, question_only(asked))
+        lines = (json.dumps(question.to_json(), ensure_ascii=False) + "\n" for question in asked)
+        with temporary.open("w", encoding="utf-8") as file:
+            file.writelines(lines)
+    counts = Counter(str(question.type) for question in asked)
     base = folders[0] if len(folders) == 1 else folders[0].parent
     if as_json:
-        print(json.dumps({"questions": counts.total(), "by_type": dict(counts), "images_relative_to": str(base)}))
+        words_alone = {kind: asdict(baseline) for kind, baseline in guessed.items()}
+        found = {"questions": counts.total(), "by_type": dict(counts), "question_only": words_alone}
+        print(json.dumps(found | {"images_relative_to": str(base)}))
     else:
         print(", ".join(f"{number} {kind}" for kind, number in counts.most_common()) or "no questions")
+        for kind, told in guessed.items():
+            words = f"{told.right:.3f} right from the words alone, chance {told.chance:.3f}"
+            print(f"{kind}: {words}, {told.left_out} of {told.guesses + told.left_out} left out", file=sys.stderr)
         print(f"Wrote {counts.total()} questions to {out}; images are relative to {base}", file=sys.stderr)
 
 
@@ -342,6 +360,31 @@ def synthesise(
         print(f"Wrote {out}, and what each case annotates to {out.parent / 'manifest.jsonl'}", file=sys.stderr)
     if done.failed:
         raise typer.Exit(1)
+
+
+@app.command()
+def shuffle(
+    questions: Annotated[Path, typer.Argument(metavar="QUESTIONS.jsonl")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="QUESTIONS.jsonl to write.")],
+    seed: Annotated[int, typer.Option(help="The same seed deals the same images.")] = 0,
+) -> None:
+    """Give every question another patient's scan of the same dataset, and keep its answer.
+
+    Answer both files and score both against the first: answers that depend on the image fall to what can be guessed.
+    """
+    import json
+
+    from seg_backbone.errors import ConfigError
+    from seg_backbone.io import replacing
+    from vlm.data.shuffle import shuffle_images
+    from vlm.schema import read_questions
+
+    if out.exists() and questions.exists() and out.samefile(questions):
+        raise ConfigError(out, "another file than the questions", "the same", "name another file")
+    dealt = shuffle_images(list(read_questions(questions)), seed)
+    with replacing(out) as temporary, temporary.open("w", encoding="utf-8") as lines:
+        lines.writelines(json.dumps(question.to_json(), ensure_ascii=False) + "\n" for question in dealt)
+    print(f"Wrote {len(dealt)} questions to {out}; images are relative to the same folder", file=sys.stderr)
 
 
 @app.command()

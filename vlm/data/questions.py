@@ -31,6 +31,7 @@ from seg_backbone.lesions import BODY_HU, Instance, Instances, find_instances
 from seg_backbone.relations import Relations
 from seg_backbone.volume import Volume
 from vlm.data.drafts import DRAFTS, SOURCES, Draft, Scene, Thing
+from vlm.data.targets import Targets, Told
 from vlm.data.wordings import PARTS, Wordings, read_wordings
 from vlm.facts import FACTS
 from vlm.schema import Question
@@ -51,13 +52,15 @@ def generate(
     absent: Mapping[str, Sequence[str]] | None = None,
     progress: Callable[[int, int, str], None] | None = None,
     include_open: bool = False,
+    targets: Targets | None = None,
 ) -> Iterator[Question]:
     """Questions about the cases of ROOT/DATASET for every dataset, in name order; the same for the same arguments.
 
     split, part: as in seg_backbone.cases; part "all" takes every case. wordings_part: "train", "heldout", or "both" for
     one of them by chance a case. absent: dataset -> canonical classes that its region cannot contain. progress: called
-    with (cases done, cases, case). `image` is relative to the dataset's folder, or to `root` with several datasets.
-    Without cases there are no questions; about what a model labelled there are none either.
+    with (cases done, cases, case). targets: of a user's table, asked about too. `image` is relative to the dataset's
+    folder, or to `root` with several datasets. Without cases there are no questions; about what a model labelled there
+    are none either.
     Raises ConfigError for an unknown part or a missing split, and the errors of the readers.
     """
     if wordings_part not in (*PARTS, "both"):
@@ -65,7 +68,8 @@ def generate(
     if part != "all" and (split is None or part not in ("training", *split)):
         known = ", ".join(("training", *split, "all")) if split else "all (a split file gives more)"
         raise ConfigError("--part", f"a part among {known}", repr(part), "choose one, or pass --split")
-    root, wordings = Path(root), read_wordings()
+    targets = targets or Targets()
+    root, wordings = Path(root), read_wordings().with_targets(targets)
     cases = [case for dataset in datasets for case in list_cases(root, dataset) if not case.pseudo]
     if part != "all":
         cases = split_cases(cases, dict(split or {}), part)
@@ -96,6 +100,7 @@ def generate(
             fat_from="this scan" if ct is volume else "paired CT",
             include_open=include_open,
             relations=Relations(instances.map, volume.grid),
+            told=targets.of(files),
         )
     if progress:
         progress(len(cases), len(cases), "")
@@ -115,6 +120,7 @@ def questions_of_case(
     fat_from: str = "this scan",
     include_open: bool = False,
     relations: Relations | None = None,
+    told: Mapping[str, Told] | None = None,
 ) -> list[Question]:
     """At most `per_case` questions about one case: every fact in turn, in random order, until all is asked.
 
@@ -122,7 +128,7 @@ def questions_of_case(
     part: of the wordings. absent: canonical classes known not to be in view. image: what to write as the path, the
     scan's own by default. fat: share of the body, in per cent; fat_from: where it was measured. include_open:
     questions without a reference answer too: `findings`, `off_topic` and what no rule can tell. relations: of the
-    instances; without them their boxes serve.
+    instances; without them their boxes serve. told: what a user's table says of the case, by fact.
     """
     low, high = volume.grid.extent_mm()
     scene = Scene(
@@ -138,6 +144,8 @@ def questions_of_case(
         space_ml=float(np.prod(high - low)) / 1000,
     )
     pools = {fact: _balanced(draft(scene), random) for fact, draft in DRAFTS.items()}
+    for fact, (value, labels) in (told or {}).items():
+        pools[fact] = [Draft({}, value, options=scene.shuffled(labels), extra={"source": "table"})]
     if not include_open:
         pools = {fact: [draft for draft in pool if draft.answer is not None] for fact, pool in pools.items()}
     chosen: list[Question] = []

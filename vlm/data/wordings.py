@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from random import Random
@@ -20,6 +20,7 @@ import yaml
 
 from seg_backbone.errors import InputError
 from seg_backbone.labels import display
+from vlm.data.targets import Targets
 from vlm.data.threshold import Threshold
 from vlm.facts import FACTS
 
@@ -58,6 +59,12 @@ class Wordings:
     sized: Mapping[str, Parts]
     prefixes: Parts
     extra_names: Texts
+
+    def with_targets(self, targets: Targets) -> Wordings:
+        """These, and those of the targets of a user's table."""
+        facts = {fact: target.wordings for fact, target in targets.targets.items()}
+        nothing: Parts = {part: () for part in PARTS}
+        return replace(self, facts={**self.facts, **facts}, terms={**self.terms, **dict.fromkeys(facts, nothing)})
 
     def fill(self, fact: str, part: str, random: Random, **slots: str) -> str:
         """One wording of `fact` with its placeholders filled, as somebody might type it.

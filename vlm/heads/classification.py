@@ -13,14 +13,14 @@ import numpy as np
 from seg_backbone.labels import display
 from seg_backbone.lesions import Instance
 from vlm.grounding import is_lesion
-from vlm.heads import rules
+from vlm.heads import labels, rules
 from vlm.heads.choose import choose, match_option
 from vlm.heads.reading import Reading, evidence, none_found
 
 
 def decode(reading: Reading) -> dict[str, Any]:
     """choice (or choices for `contents`) in the words of the question's options where there are any."""
-    return _READ[reading.fact](reading)
+    return _READ.get(reading.fact, labels.decode)(reading)
 
 
 def _presence(reading: Reading) -> dict[str, Any]:

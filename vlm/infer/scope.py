@@ -17,7 +17,7 @@ def refusal(scene: Scene, mention: Mention, fact: str, off_topic: float, given: 
     """
     if off_topic >= OFF_TOPIC and not mention.classes and not mention.others:
         return "the question is not about this scan"
-    if FACTS[fact].kind in ("regression", "open") or fact in ("modality", "region"):
+    if FACTS[fact].takes == "scan":
         return None
     if mention.others and not mention.classes:
         where = "the given labels do not name" if given else "this checkpoint was not trained to find"

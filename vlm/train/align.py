@@ -7,7 +7,9 @@ from typing import Any
 import torch
 
 from seg_backbone.predict import Segmenter
+from vlm.data.targets import read_targets
 from vlm.encoders import build_encoder
+from vlm.facts import NAMES
 from vlm.llm import load_llm
 from vlm.model import VisionLanguageModel, VlmConfig
 from vlm.train.config import StageConfig
@@ -17,6 +19,7 @@ from vlm.train.processes import place
 
 def train_alignment(config: StageConfig, resume: bool = False, **hooks: Any) -> Any:
     """Train and save to `config.output`/model; returns that folder. hooks: report and progress, see run_stage."""
+    targets = read_targets(config.targets)
     with torch.random.fork_rng():  # the heads begin alike, whatever the encoder
         encoder = build_encoder(config.encoder, Segmenter.load(config.segmentation), config.encoder_options)
         visual, instance = encoder.channels
@@ -28,6 +31,8 @@ def train_alignment(config: StageConfig, resume: bool = False, **hooks: Any) -> 
             "encoder_options": config.encoder_options,
             "visual_channels": visual,
             "instance_channels": instance,
+            "facts": (*NAMES, *targets.targets),
+            "labels": targets.labels,
         }
         | config.model
     )

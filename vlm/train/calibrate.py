@@ -20,6 +20,7 @@ from scipy.special import log_expit, logit
 
 from seg_backbone.errors import ConfigError
 from vlm.data.wordings import Wordings
+from vlm.facts import FACTS
 from vlm.heads import decode
 from vlm.heads.reading import ALL_FACTS, CLIP, Calibration
 from vlm.model import VisionLanguageModel
@@ -30,7 +31,6 @@ METHODS = ("temperature", "isotonic")
 FEWEST = 15  # facts with fewer answers share the curve of all
 QUESTIONS = 32  # about each scan
 HOTTEST = 20.0
-WITHOUT_INSTANCES = ("modality", "region", "fat_percent")  # not read off instances, so not calibrated with them
 
 
 def calibrate(
@@ -67,7 +67,7 @@ def outcomes(
     """The fact that was read, the stated confidence and whether the answer was right, of every answer that was given.
 
     Right: the fact asked for, read off exactly the instances asked about, and the option of the reference where there
-    are options. Abstentions and questions without a reference are left out.
+    are options. Abstentions, questions without a reference and facts of the scan itself are left out.
     """
     model.eval()
     random, rows = Random(f"{seed}/calibration"), []
@@ -78,7 +78,7 @@ def outcomes(
                 continue
             reading, _ = model.interpret(example.scene, opened, question)
             parts = decode(reading)
-            if not parts.get("abstained") and reading.fact not in WITHOUT_INSTANCES:
+            if not parts.get("abstained") and FACTS[reading.fact].takes != "scan":
                 rows.append((reading.fact, parts["confidence"], is_right(question, reading.fact, parts)))
     facts, confidence, right = zip(*rows, strict=True) if rows else ((), (), ())
     return list(facts), np.array(confidence, dtype=float), np.array(right, dtype=bool)

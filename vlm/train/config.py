@@ -19,6 +19,7 @@ CHOICES: dict[str, tuple[str | None, ...]] = {
     "calibration": ("temperature", "isotonic", None),
 }
 LEAST = {"cases": 1, "validation_cases": 0, "pack": 1, "accumulate": 1, "steps": 1, "validate_every": 1, "patience": 0}
+LOSSES = {"router": 1.0, "pointer": 2.0, "answer": 0.5, "labels": 0.5, "regression": 0.5}
 SHARES = ("invented", "hide_mentions")
 
 
@@ -31,13 +32,14 @@ class StageConfig:
     instruction goes on from `start`, the folder of aligned weights, and only gives it its adapter.
 
     Data. datasets: see DatasetEntry; where their weights differ they are the shares of the real scenes, else every case
-    comes as often. cases: at most this many training cases a dataset. pack: questions behind one scene. invented: share
-    of scenes that are invented. hide_mentions: share of questions whose lexical match is hidden from the pointer, so
-    that it learns to read.
+    comes as often. targets: a file of scan-level targets (vlm.data.targets). cases: at most this many training cases a
+    dataset. pack: questions behind one scene. invented: share of scenes that are invented. hide_mentions: share of
+    questions whose lexical match is hidden from the pointer, so that it learns to read.
 
     Steps. One step sees `accumulate` packs in each process. precision: of the language model's weights and states (its
     adapter and the heads stay float32), "auto": bf16 on a GPU. activation_checkpointing: less memory, more time.
     patience: validations without a better mean until training ends, with the best weights; 0: never, with the last.
+    loss_weights: other than those of LOSSES.
 
     Watching. tensorboard: also write events for it. samples: questions of each validation whose answers are shown.
     calibration: how confidences are calibrated on the validation cases once the adapter is trained, "temperature" or
@@ -54,6 +56,7 @@ class StageConfig:
     encoder_options: dict[str, Any] = field(default_factory=dict)
     llm: str = DEFAULT_LLM
     model: dict[str, Any] = field(default_factory=dict)
+    targets: Path | None = None
     cases: int = 40
     validation_cases: int = 8
     pack: int = 8
@@ -75,9 +78,7 @@ class StageConfig:
     calibration: str | None = "temperature"
     seed: int = 0
     threads: int = 2
-    loss_weights: dict[str, float] = field(
-        default_factory=lambda: {"router": 1.0, "pointer": 2.0, "answer": 0.5, "regression": 0.5}
-    )
+    loss_weights: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name, allowed in CHOICES.items():
@@ -91,6 +92,9 @@ class StageConfig:
                 raise ConfigError(name, "a share from 0 to 1", f"{share}", "correct it")
         if any(entry.weight < 0 for entry in self.datasets) or not sum(entry.weight for entry in self.datasets):
             raise ConfigError("datasets", "weights from 0, one above it", "others", "correct them")
+        if strange := set(self.loss_weights) - set(LOSSES):
+            raise ConfigError("loss_weights", f"losses among {', '.join(LOSSES)}", f"{sorted(strange)}", "correct them")
+        object.__setattr__(self, "loss_weights", LOSSES | self.loss_weights)
         VlmConfig(**self.model)  # whether it can be read is known before a scan is
 
     @staticmethod
@@ -103,7 +107,7 @@ class StageConfig:
             data["datasets"] = tuple(
                 DatasetEntry(**(e | {"absent": tuple(e.get("absent", ()))})) for e in data["datasets"]
             )
-            for key in ("data", "output", "split", "start"):
+            for key in ("data", "output", "split", "start", "targets"):
                 if data.get(key):
                     data[key] = Path(data[key])
             return StageConfig(**data)

@@ -8,8 +8,8 @@ ranks, sides and names vary as they do not in data with one tumour a patient. It
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from random import Random
 
@@ -22,6 +22,7 @@ from seg_backbone.labels import LESIONS, WORDS
 from seg_backbone.lesions import Instance, find_instances
 from seg_backbone.volume import Volume
 from vlm.data.questions import fat_percent, questions_of_case
+from vlm.data.targets import Targets, Told
 from vlm.data.wordings import Wordings
 from vlm.encoders import Encoder
 from vlm.encoders.pooling import CELLS, Cells, instance_features, visual_cells
@@ -31,13 +32,16 @@ from vlm.schema import Question
 
 @dataclass(frozen=True, eq=False)
 class Example:
-    """A scene and where its questions come from. fat: per cent of the body that is fat, None where unknown."""
+    """A scene and where its questions come from. fat: per cent of the body that is fat, None where unknown. told: what
+    a user's table says of the scan, by fact.
+    """
 
     scene: Scene
     files: CaseFiles
     volume: Volume
     absent: tuple[str, ...]
     fat: float | None
+    told: Mapping[str, Told] = field(default_factory=dict)
 
 
 def load_examples(
@@ -50,11 +54,12 @@ def load_examples(
     most: int,
     progress: Callable[[str, int, int], None] | None = None,
     cells: Cells = CELLS,
+    targets: Targets | None = None,
 ) -> list[Example]:
     """Scenes of the cases of a part, at most `most` a dataset, spread evenly; cases without a mask are left out, those
     with synthetic tumours are in the part "training" alone.
 
-    Features are cached by scan, mask, encoder and cells.
+    Features are cached by scan, mask, encoder and cells. targets: of a user's table.
     """
     cache.mkdir(parents=True, exist_ok=True)
     table = read_split(split)
@@ -68,7 +73,8 @@ def load_examples(
     fats: dict[str, float | None] = {}
     examples = []
     for number, (files, entry) in enumerate(jobs):
-        examples.append(_load(files, entry, encoder, cache, cells, fats))
+        example = _load(files, entry, encoder, cache, cells, fats)
+        examples.append(replace(example, told=targets.of(files)) if targets else example)
         if progress:
             progress("encoding scans", number + 1, len(jobs))
     # an MR has no Hounsfield units: its share of fat is that of the same patient's CT, where there is one
@@ -88,6 +94,7 @@ def questions_about(example: Example, wordings: Wordings, random: Random, count:
         absent=example.absent,
         fat=example.fat,
         include_open=True,
+        told=example.told,
     )
 
 

@@ -10,6 +10,7 @@ import json
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -21,6 +22,7 @@ from seg_backbone.errors import ConfigError
 from seg_backbone.io import replacing
 from seg_backbone.predict import Segmenter
 from seg_backbone.train.log import Log
+from vlm.data.targets import read_targets
 from vlm.data.wordings import Wordings, read_wordings
 from vlm.encoders import build_encoder
 from vlm.grounding import mentions_in
@@ -32,7 +34,7 @@ from vlm.schema import Question
 from vlm.train.calibrate import calibrate
 from vlm.train.config import StageConfig
 from vlm.train.examples import Example, invent, load_examples, questions_about
-from vlm.train.losses import in_words, pack_losses, pointer_targets
+from vlm.train.losses import in_words, pack_losses, pointer_targets, values_of
 from vlm.train.processes import Through, gather, is_sharded, start_processes
 from vlm.train.state import Best, load_state, save_state
 
@@ -61,18 +63,17 @@ def run_stage(
     config.output.mkdir(parents=True, exist_ok=True)
     encoder = build_encoder(model.config.encoder, Segmenter.load(config.segmentation), model.config.encoder_options)
     model.calibration = Calibration()  # what was fitted to other weights
-    cache, wordings = config.output.parent / "features", read_wordings()
+    targets = read_targets(config.targets)
+    cache, wordings = config.output.parent / "features", read_wordings().with_targets(targets)
     common = (config.data, config.datasets, config.split)
     shown, cells = progress if first_process else None, model.config.cells
     with machine.main_process_first():  # the first one fills the cache, the others read it
-        train = load_examples(*common, "training", encoder, cache, config.cases, shown, cells)
-        held = load_examples(*common, "validation", encoder, cache, config.validation_cases, shown, cells)
+        train = load_examples(*common, "training", encoder, cache, config.cases, shown, cells, targets)
+        held = load_examples(*common, "validation", encoder, cache, config.validation_cases, shown, cells, targets)
     if not train:
         raise ConfigError(config.data, "training cases with masks", "none", "check `datasets` and the split")
-    fats = [e.fat for e in train if e.fat is not None]
-    if model.config.regression_scale is None and fats:
-        scale = {"fat_percent": (float(np.mean(fats)), float(np.std(fats)) or 1.0)}
-        object.__setattr__(model.config, "regression_scale", scale)
+    if model.config.regression_scale is None:
+        model.config = replace(model.config, regression_scale=scale_of(train))
     if config.activation_checkpointing:
         model.llm.gradient_checkpointing_enable({"use_reentrant": False})
 
@@ -137,6 +138,14 @@ def run_stage(
         finish(config, model, weights, held if adapter else [], wordings, report, is_sharded(machine))
     machine.wait_for_everyone()
     return config.output / "model"
+
+
+def scale_of(examples: list[Example]) -> dict[str, tuple[float, float]]:
+    """Mean and standard deviation of every value that is regressed, 1 for one that does not vary."""
+    known = [values_of(example) for example in examples]
+    names = dict.fromkeys(name for values in known for name in values)
+    columns = {name: [values[name] for values in known if name in values] for name in names}
+    return {name: (float(np.mean(column)), float(np.std(column)) or 1.0) for name, column in columns.items()}
 
 
 def draw(

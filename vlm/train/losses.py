@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from vlm.facts import FACTS
 from vlm.grounding import mentions_in
-from vlm.heads.regression import TARGETS, quantile_loss
+from vlm.heads.regression import quantile_loss
 from vlm.model import VisionLanguageModel, mention_features, quantile_inputs
 from vlm.scene import scene_classes
 from vlm.schema import Question
@@ -23,7 +23,7 @@ SHOW_OPTIONS = 0.7  # share of the questions that are shown with their options
 def pack_losses(
     model: VisionLanguageModel, example: Example, questions: list[Question], hide_mentions: float, random: Random
 ) -> dict[str, torch.Tensor]:
-    """Scalars: router, pointer, answer (words), regression (pinball), as far as the pack has something to learn.
+    """Scalars: router, pointer, answer (words), labels, regression (pinball), as far as there is something to learn.
 
     A model that writes its answers itself learns nothing but words.
     """
@@ -71,12 +71,28 @@ def pack_losses(
     if answers or writes:
         losses["answer"] = torch.stack(answers).mean() if answers else 0.0 * states.sum()
 
-    if example.fat is not None and len(scene.visual) and not writes:
-        mean, spread = (model.config.regression_scale or {})["fat_percent"]
+    named = [
+        F.cross_entropy(model.labels(fact, asked[row]), torch.tensor(known.index(question.answer), device=device))
+        for row, question in enumerate(questions)
+        if (known := model.config.labels.get(fact := question.extra["fact"])) and not writes
+    ]
+    if named:
+        losses["labels"] = torch.stack(named).mean()
+
+    scale = model.config.regression_scale or {}
+    values = {name: value for name, value in values_of(example).items() if name in scale}
+    if values and len(scene.visual) and not writes:
         inputs = (part.to(device) for part in quantile_inputs(scene, model.config.visual_channels))
-        predicted = model.quantiles(*inputs)[TARGETS.index("fat_percent")]
-        losses["regression"] = quantile_loss(predicted, torch.tensor((example.fat - mean) / spread, device=device))
+        rows = [model.config.targets.index(name) for name in values]
+        wanted = [(value - scale[name][0]) / scale[name][1] for name, value in values.items()]
+        losses["regression"] = quantile_loss(model.quantiles(*inputs)[rows], torch.tensor(wanted, device=device))
     return losses
+
+
+def values_of(example: Example) -> dict[str, float]:
+    """What is regressed and known of a scan, by fact."""
+    values = {fact: told.value for fact, told in example.told.items() if not isinstance(told.value, str)}
+    return values | ({"fat_percent": example.fat} if example.fat is not None else {})
 
 
 def pointer_targets(questions: list[Question], example: Example) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,0 +1,171 @@
+"""Targets of whole scans from a table: numbers with an interval, and fixed sets of labels."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from random import Random
+
+import numpy as np
+import pytest
+import torch
+from phantoms import phantom, tiny_llm, tiny_models
+from torch import nn
+
+from seg_backbone.cases import CaseFiles, list_cases
+from seg_backbone.errors import ConfigError
+from vlm.data.targets import Targets, Told, read_targets
+from vlm.facts import FACTS, NAMES, facts_of, target_name
+from vlm.grounding import Mention
+from vlm.heads import decode
+from vlm.heads.reading import Reading
+from vlm.infer.engine import Engine
+from vlm.model import VisionLanguageModel, VlmConfig
+from vlm.scene import Scene
+from vlm.schema import Question, read_questions
+from vlm.train.examples import Example
+from vlm.train.losses import pack_losses
+
+AGE, PHASE = "value:age:years", "label:phase"
+TABLE = "case,age,phase,site\ncase_0,61,venous,A\ncase_1,72.5,arterial,\ncase_2,,venous,B\n"
+ASKED = {
+    "age": {"unit": "years", "train": ["How old is the patient?"], "heldout": ["What is the age of the patient?"]},
+    "phase": {"train": ["In which phase was this taken?", "Phase?"], "heldout": ["Which contrast phase is it?"]},
+}
+
+
+def written(folder: Path, table: str = TABLE, **told: object) -> Path:
+    (folder / "clinical.csv").write_text(table)
+    (folder / "targets.yaml").write_text(json.dumps({"table": "clinical.csv", "targets": ASKED} | told))
+    return folder / "targets.yaml"
+
+
+def test_a_column_of_numbers_is_a_value_another_one_labels(phantoms_on_disk: Path) -> None:
+    targets = read_targets(written(phantoms_on_disk))
+    assert list(targets.targets) == [AGE, PHASE] and targets.labels == {PHASE: ("arterial", "venous")}
+    cases = {case.case: targets.of(case) for case in list_cases(phantoms_on_disk / "data", "Dataset001_Phantom")}
+    assert cases["case_0"] == {AGE: Told(61.0, ()), PHASE: Told("venous", ("arterial", "venous"))}
+    assert set(cases["case_2"]) == {PHASE}, "an empty cell is unknown"
+    assert read_targets(None) == Targets()
+
+
+def test_facts_say_of_themselves_what_they_are() -> None:
+    assert (FACTS[AGE].kind, FACTS[AGE].unit, FACTS[AGE].takes) == ("regression", "years", "scan")
+    assert (FACTS[PHASE].kind, FACTS[PHASE].unit) == ("classification", None)
+    assert AGE not in FACTS and "no fact" not in FACTS
+    with pytest.raises(KeyError):
+        FACTS["no fact"]
+    assert AGE in facts_of("regression", "years", (*NAMES, AGE)) and PHASE not in facts_of("regression", None, (PHASE,))
+    assert target_name("value:dose_level:Gy") == "Dose level"
+
+
+@pytest.mark.parametrize(
+    ("table", "told", "word"),
+    [
+        (TABLE, {"table": "none.csv"}, "none.csv"),
+        (TABLE, {"targets": {"weight": ASKED["age"]}}, "weight"),
+        (TABLE, {"targets": {"age": {"train": ["Age?"]}}}, "heldout"),
+        (TABLE, {"targets": {"age": {"train": ["Age?"], "heldout": ["Age?"]}}}, "heldout"),
+        (TABLE.replace("case,", "scan,"), {}, "case or patient"),
+        (TABLE.replace("phase", "phase 1"), {"targets": {"phase 1": ASKED["phase"]}}, "rename"),
+        ("case,age,phase\ncase_0,60,venous\ncase_1,60,arterial\n", {}, "different values"),
+        ("", {}, "case or patient"),
+    ],
+)
+def test_faults_are_named(tmp_path: Path, table: str, told: dict[str, object], word: str) -> None:
+    with pytest.raises(ConfigError, match=word) as caught:
+        read_targets(written(tmp_path, table, **told))
+    assert "\n" not in str(caught.value)
+
+
+def reading(scene: Scene, fact: str, options: tuple[str, ...] = (), **how: object) -> Reading:
+    selection = np.zeros(len(scene.instances))
+    return Reading(Question("q", "s", "?", options=options), scene, Mention((), (), False), fact, 0.9, selection, **how)  # type: ignore[arg-type]
+
+
+def test_heads_say_label_and_value(scene: Scene) -> None:
+    shares = {"arterial": 0.2, "venous": 0.5, "delayed": 0.3}
+    out = decode(reading(scene, PHASE, label_shares=shares))
+    assert out["choice"] == "venous" and out["text"] == "Phase: venous." and out["confidence"] == pytest.approx(0.45)
+    limited = decode(reading(scene, PHASE, ("Arterial", "Delayed"), label_shares=shares))
+    assert limited["choice"] == "Delayed" and limited["confidence"] == pytest.approx(0.9 * 0.6)
+    assert decode(reading(scene, PHASE, ("cat", "dog"), label_shares=shares))["abstained"]
+    value = decode(reading(scene, AGE, quantiles=(-3.0, 61.234, 70.0)))
+    assert (value["value"], value["unit"], value["interval"]) == (61.23, "years", (-3.0, 70.0))
+    assert value["text"] == "Age: about 61.23 years (80 % interval -3 to 70 years)."
+    assert decode(reading(scene, AGE))["abstained"], "a checkpoint that did not learn it"
+
+
+def test_from_table_to_answer(
+    phantoms_on_disk: Path, llm_folder: Path, run: Callable[..., tuple[int, str, str]]
+) -> None:
+    folder = phantoms_on_disk
+    tiny_models(folder, llm_folder)
+    targets, dataset = written(folder), folder / "data" / "Dataset001_Phantom"
+    code, _, err = run("data", "questions", dataset, "-o", folder / "q.jsonl", "--targets", targets, "--per-case", 99)
+    assert code == 0, err
+    asked = [q for q in read_questions(folder / "q.jsonl") if ":" in q.extra["fact"]]
+    assert {(q.extra["patient"], q.answer) for q in asked} == {
+        ("case_0", 61.0),
+        ("case_0", "venous"),
+        ("case_1", 72.5),
+        ("case_1", "arterial"),
+        ("case_2", "venous"),
+    }
+    assert all(q.extra["source"] == "table" for q in asked)
+    assert all(q.unit == "years" or set(q.options) == {"arterial", "venous"} for q in asked)
+    config = {
+        "data": str(folder / "data"),
+        "split": str(folder / "split.json"),
+        "segmentation": str(folder / "segmentation"),
+        "llm": str(llm_folder),
+        "datasets": [{"name": "Dataset001_Phantom"}],
+        "targets": str(targets),
+        "alignment": {"output": str(folder / "run"), "pack": 8, "steps": 8, "invented": 0, "warmup": 1},
+        "threads": 1,
+    }
+    (folder / "vlm.yaml").write_text(json.dumps(config))
+    code, out, err = run("train", "alignment", "--config", folder / "vlm.yaml")
+    assert code == 0, err
+    engine = Engine.load(out.strip(), "cpu")
+    assert engine.model.config.facts == (*NAMES, AGE, PHASE)
+    assert engine.model.config.regression_scale is not None
+    assert engine.model.config.regression_scale[AGE] == pytest.approx((66.75, 5.75))
+    scan = engine.open(dataset / "imagesTr" / "case_2_0000.nii.gz")
+    bias = engine.model.router.layers[-1].bias
+    for fact, kind in ((AGE, "regression"), (PHASE, "classification")):
+        nn.init.zeros_(bias)
+        bias.data[engine.model.config.facts.index(fact)] = 99.0
+        answer = engine.ask(scan, "How old is the patient?", kind)
+        assert not answer.abstained, answer.text
+        assert answer.interval if kind == "regression" else answer.choice in ("arterial", "venous")
+
+
+def test_the_label_head_learns(scene: Scene, llm_folder: Path, tmp_path: Path) -> None:
+    """Two scans that differ in their visual features have two labels: head and projector learn to tell them apart."""
+    known = {PHASE: ("arterial", "venous")}
+    config = VlmConfig(llm=str(llm_folder), visual_channels=6, instance_channels=5, facts=(*NAMES, PHASE), labels=known)
+    torch.manual_seed(0)
+    model = VisionLanguageModel(config, *tiny_llm())
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], 1e-2)
+    files = CaseFiles("D", "c", "c", "CT", tmp_path, None, {}, ())
+    examples = [
+        (Example(replace(scene, visual=scene.visual + shift), files, phantom()[0], (), None), label)
+        for shift, label in ((0.0, "arterial"), (2.0, "venous"))
+    ]
+    question = Question("q", "s", "In which phase was this taken?", "classification", known[PHASE])
+    for _ in range(15):
+        for example, label in examples:
+            asked = replace(question, answer=label, extra={"fact": PHASE, "instances": []})
+            losses = pack_losses(model, example, [asked], 0.0, Random(0))
+            optimizer.zero_grad()
+            losses["labels"].backward()
+            optimizer.step()
+    again = VisionLanguageModel.load(model.save(tmp_path / "vlm"))
+    for example, label in examples:
+        scores = again.read(example.scene, again.open(example.scene), question.question, (), Mention((), (), False))
+        shares = again.label_shares(PHASE, scores)
+        assert max(shares, key=lambda name: shares[name]) == label and sum(shares.values()) == pytest.approx(1)
+    assert again.label_shares("count", scores) == {}
