@@ -5,7 +5,7 @@
 A row either trains a model of its own (`configs/vlm.yaml` with other `model:` settings, alignment then instruction;
 each goes on where it was interrupted) or asks the weights that ship differently. Questions are about the validation
 patients and, unless the row says otherwise, in held-out wordings, answered from the reference masks, so that no row is
-better for its masks. `vlm evaluate answers` scores them, beside the majority or median answer of the training questions.
+better for its masks. `vlm evaluate answers` scores them beside the majority or median answer of training questions.
 """
 
 from __future__ import annotations

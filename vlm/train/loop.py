@@ -90,7 +90,7 @@ def run_stage(
     checkpoint = config.output / "checkpoint.pt"
     first = load_state(checkpoint, machine, through, optimizer, schedule, best) if resume else 0
 
-    saved = time.monotonic()
+    saved, sharded = time.monotonic(), is_sharded(machine)
     with Log(config.output, first, config.steps, report, config.tensorboard, first_process) as log:
         for step in range(first, first if best.is_stale(first, config) else config.steps):
             through.train()
@@ -115,7 +115,8 @@ def run_stage(
             done = step + 1
             last = done == config.steps
             row: dict[str, Any] = {"step": done} | log.means() if done % LOG_EVERY == 0 or last else {}
-            if done % config.validate_every == 0 or last:
+            validated = done % config.validate_every == 0 or last
+            if validated:
                 with torch.no_grad():
                     figures, samples = through(validate, held, train, wordings, config)
                 if best.is_better(float(np.mean(list(figures.values()))), done) and config.patience:
@@ -128,14 +129,16 @@ def run_stage(
             if shown:
                 shown("training", done, config.steps)
             stop = best.is_stale(done, config)
-            if last or stop or time.monotonic() - saved > 60 * config.checkpoint_minutes:
+            # processes that each hold a part must save together, and their clocks differ
+            due = validated if sharded else time.monotonic() - saved > 60 * config.checkpoint_minutes
+            if (last or stop or due) and (sharded or first_process):
                 save_state(checkpoint, machine, through, optimizer, schedule, best, done, trained)
                 saved = time.monotonic()
             if stop:
                 break
     weights = gather(machine, through, kept) | best.weights
     if first_process:
-        finish(config, model, weights, held if adapter else [], wordings, report, is_sharded(machine))
+        finish(config, model, weights, held if adapter else [], wordings, report, sharded)
     machine.wait_for_everyone()
     return config.output / "model"
 

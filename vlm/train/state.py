@@ -52,7 +52,7 @@ def save_state(
     step: int,
     trained: Iterable[str],
 ) -> None:
-    """Write the trained weights and the rest; every process calls it, the first one writes. step: steps done."""
+    """Write the trained weights and the rest on the first process; sharded weights need a call of all. step: done."""
     state: dict[str, Any] = {"weights": gather(machine, through, trained), "step": step, "best": vars(best)}
     if is_sharded(machine):
         whole = StateDictOptions(full_state_dict=True, cpu_offload=True)
@@ -63,7 +63,6 @@ def save_state(
     if machine.is_main_process:
         with replacing(path) as temporary:
             torch.save(state, temporary)
-    machine.wait_for_everyone()
 
 
 def load_state(
