@@ -365,9 +365,15 @@ class VisionLanguageModel(nn.Module):
         return shares / shares.sum()
 
     @torch.inference_mode()
-    def write(self, scene: Scene, opened: Opened, question: Question, most: int = 96) -> str:
-        """The answer in the language model's own words: the likeliest token, one after the other, at most `most`."""
+    def write(self, scene: Scene, opened: Opened, question: Question, most: int = 96) -> dict[str, Any]:
+        """The answer in the language model's own words: of a classification the likeliest option, with its probability
+        as confidence; else the likeliest token, one after the other, at most `most`.
+        """
         scores = self.read(scene, opened, question.question, question.options, Mention((), (), False))
+        if question.options and question.type in ("classification", None):
+            shares = self.option_likelihoods(scores, question.options)
+            choice = question.options[int(shares.argmax())]
+            return {"text": choice, "choice": choice, "confidence": float(shares.max())}
         head, embed = self.llm.get_output_embeddings(), self.llm.get_input_embeddings()
         end = self.prompt.answer("")[0]
         state, cache, ids = scores.state, copy.deepcopy(scores.cache), list[int]()
@@ -376,7 +382,7 @@ class VisionLanguageModel(nn.Module):
             token = embed(torch.tensor([[best]], device=state.device))
             out = self._decoder()(inputs_embeds=token, past_key_values=cache, use_cache=True)
             state, cache = out.last_hidden_state[0, -1], out.past_key_values
-        return str(self.tokenizer.decode(ids, skip_special_tokens=True)).strip()
+        return {"text": str(self.tokenizer.decode(ids, skip_special_tokens=True)).strip()}
 
     @torch.inference_mode()
     def label_shares(self, fact: str, scores: Scores) -> dict[str, float]:

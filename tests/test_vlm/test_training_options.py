@@ -8,6 +8,7 @@ import os
 import socket
 import sys
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -169,6 +170,41 @@ def test_a_model_that_writes_learns_words_only(config: StageConfig, examples: li
         model = VisionLanguageModel.load(folder)
         assert set(losses_of(model, examples[0])) == {"answer"}
         assert {"real words", "invented words"} == set(rows_of(config.output)[-1]["validation"])
+
+
+def test_three_commands_from_a_question_file(
+    config: StageConfig, run: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
+    """A set of questions that people answered, no mask: import, train, ask."""
+    scans = config.data / DATASET / "imagesTr"
+    header = "Image Path,Question,Choice A,Choice B,Choice C,Choice D,Answer,Answer Choice,Question Type"
+    rows = [
+        f"case_{n}_0000.nii.gz,What is shown?,head,leg,chest,belly,{('head', 'leg')[n]},{"AB"[n]},3"
+        for n in (0, 1)
+    ]
+    (scans / "vqa.csv").write_text("\n".join((header, *rows)) + "\n")
+    code, _, err = run("data", "import", "m3d-vqa", scans / "vqa.csv", "-o", scans / "q.jsonl")
+    assert code == 0, err
+    table = {
+        "segmentation": config.segmentation,
+        "llm": config.llm,
+        "model": {"answers": "text"},
+        "questions": [{"file": str(scans / "q.jsonl"), "validation": str(scans / "q.jsonl")}],
+        "alignment": {"output": str(tmp_path / "aligned"), "steps": 2, "warmup": 1, "threads": 1},
+    }
+    (tmp_path / "vlm.yaml").write_text(json.dumps(table))
+    code, out, err = run("train", "alignment", "--config", tmp_path / "vlm.yaml")
+    assert code == 0, err
+    assert set(rows_of(tmp_path / "aligned")[-1]["validation"]) == {"real words"}
+    found = len(list((tmp_path / "features").iterdir()))
+    assert run("train", "alignment", "--config", tmp_path / "vlm.yaml")[0] == 0
+    assert len(list((tmp_path / "features").iterdir())) == found == 2, "each scan is looked at once"
+    asked = (scans / "case_2_0000.nii.gz", "What is shown?", "--options", "head;leg")
+    code, out, err = run("ask", *asked, "--type", "classification", "--model", out.strip(), "--json")
+    assert code == 0 and json.loads(out)["choice"] in ("head", "leg"), err
+    (tmp_path / "vlm.yaml").write_text(json.dumps(table | {"model": {}}))
+    code, _, err = run("train", "alignment", "--config", tmp_path / "vlm.yaml")
+    assert code == 2 and "answers: text" in err
 
 
 @pytest.mark.parametrize(

@@ -117,10 +117,9 @@ class Engine:
         started = time.perf_counter()
         reading, off_topic = self.model.interpret(scan.scene, scan.opened, question, focus)
         if self.model.config.answers == "text":
-            text = self.model.write(scan.scene, scan.opened, question)
+            said = self.model.write(scan.scene, scan.opened, question)
             seconds = time.perf_counter() - started
-            kind = question.type or "open"
-            return Answer(question.id, kind, text, seconds=seconds, model=self.version), reading
+            return Answer(question.id, question.type or "open", seconds=seconds, model=self.version, **said), reading
         kind = question.type if question.type not in (None, "open") else FACTS[reading.fact].kind
         reason = refusal(scan.scene, reading.mention, reading.fact, off_topic, scan.given_mask)
         if reason:

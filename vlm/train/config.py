@@ -12,6 +12,7 @@ from seg_backbone.cases import DatasetEntry
 from seg_backbone.errors import ConfigError
 from vlm.llm import DEFAULT_LLM
 from vlm.model import VlmConfig
+from vlm.train.answered import QuestionFile
 
 CHOICES: dict[str, tuple[str | None, ...]] = {
     "precision": ("auto", "fp32", "bf16"),
@@ -31,10 +32,12 @@ class StageConfig:
     hub id. model: further fields of vlm.model.VlmConfig (adapter, tokens, answers). Alignment chooses all of these;
     instruction goes on from `start`, the folder of aligned weights, and only gives it its adapter.
 
-    Data. datasets: see DatasetEntry; where their weights differ they are the shares of the real scenes, else every case
-    comes as often. targets: a file of scan-level targets (vlm.data.targets). cases: at most this many training cases a
-    dataset. pack: questions behind one scene. invented: share of scenes that are invented. hide_mentions: share of
-    questions whose lexical match is hidden from the pointer, so that it learns to read.
+    Data. datasets: of nnU-Net raw data in `data`, see DatasetEntry, divided by `split`; where their weights differ they
+    are the shares of the real scenes, else every case comes as often. targets: a file of scan-level targets
+    (vlm.data.targets). questions: files of questions with answers (vlm.train.answered), beside the datasets or instead,
+    for a model that writes its answers. cases: at most this many training cases a dataset. pack: questions behind one
+    scene. invented: share of scenes that are invented. hide_mentions: share of questions whose lexical match is hidden
+    from the pointer, so that it learns to read.
 
     Steps. One step sees `accumulate` packs in each process. precision: of the language model's weights and states (its
     adapter and the heads stay float32), "auto": bf16 on a GPU. activation_checkpointing: less memory, more time.
@@ -46,10 +49,10 @@ class StageConfig:
     "isotonic" (vlm.train.calibrate); without one, or without such cases, they are not.
     """
 
-    data: Path
     output: Path
-    split: Path
-    datasets: tuple[DatasetEntry, ...]
+    data: Path = Path()
+    split: Path | None = None
+    datasets: tuple[DatasetEntry, ...] = ()
     start: Path | None = None
     segmentation: str = "default"
     encoder: str = "segmentation"
@@ -57,6 +60,7 @@ class StageConfig:
     llm: str = DEFAULT_LLM
     model: dict[str, Any] = field(default_factory=dict)
     targets: Path | None = None
+    questions: tuple[QuestionFile, ...] = ()
     cases: int = 40
     validation_cases: int = 8
     pack: int = 8
@@ -90,12 +94,19 @@ class StageConfig:
         for name in SHARES:
             if not 0 <= (share := getattr(self, name)) <= 1:
                 raise ConfigError(name, "a share from 0 to 1", f"{share}", "correct it")
-        if any(entry.weight < 0 for entry in self.datasets) or not sum(entry.weight for entry in self.datasets):
-            raise ConfigError("datasets", "weights from 0, one above it", "others", "correct them")
+        if self.datasets and self.split is None:
+            raise ConfigError("split", "a file of patients, as configs/split.json", "none", "add it")
+        if any(share < 0 for share in self.shares.values()) or not sum(self.shares.values()):
+            raise ConfigError("datasets", "weights from 0, one above it", f"{self.shares}", "correct them")
         if strange := set(self.loss_weights) - set(LOSSES):
             raise ConfigError("loss_weights", f"losses among {', '.join(LOSSES)}", f"{sorted(strange)}", "correct them")
         object.__setattr__(self, "loss_weights", LOSSES | self.loss_weights)
         VlmConfig(**self.model)  # whether it can be read is known before a scan is
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """Dataset or question file -> its weight."""
+        return {e.name: e.weight for e in self.datasets} | {str(e.file): e.weight for e in self.questions}
 
     @staticmethod
     def read(path: str | Path, stage: str, **changes: Any) -> StageConfig:
@@ -105,8 +116,9 @@ class StageConfig:
             given = {key: value for key, value in changes.items() if value is not None}
             data = {k: v for k, v in table.items() if k not in ("alignment", "instruction")} | table[stage] | given
             data["datasets"] = tuple(
-                DatasetEntry(**(e | {"absent": tuple(e.get("absent", ()))})) for e in data["datasets"]
+                DatasetEntry(**(e | {"absent": tuple(e.get("absent", ()))})) for e in data.get("datasets", ())
             )
+            data["questions"] = tuple(QuestionFile(**entry) for entry in data.get("questions", ()))
             for key in ("data", "output", "split", "start", "targets"):
                 if data.get(key):
                     data[key] = Path(data[key])

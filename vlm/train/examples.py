@@ -33,7 +33,7 @@ from vlm.schema import Question
 @dataclass(frozen=True, eq=False)
 class Example:
     """A scene and where its questions come from. fat: per cent of the body that is fat, None where unknown. told: what
-    a user's table says of the scan, by fact.
+    a user's table says of the scan, by fact. asked: questions that somebody answered, instead of drawn ones.
     """
 
     scene: Scene
@@ -42,12 +42,13 @@ class Example:
     absent: tuple[str, ...]
     fat: float | None
     told: Mapping[str, Told] = field(default_factory=dict)
+    asked: tuple[Question, ...] = ()
 
 
 def load_examples(
     data: Path,
     datasets: Sequence[DatasetEntry],
-    split: Path,
+    split: Path | None,
     part: str,
     encoder: Encoder,
     cache: Path,
@@ -62,7 +63,7 @@ def load_examples(
     Features are cached by scan, mask, encoder and cells. targets: of a user's table.
     """
     cache.mkdir(parents=True, exist_ok=True)
-    table = read_split(split)
+    table = read_split(split) if split else {}
     jobs = []
     for entry in datasets:
         files = [case for case in split_cases(list_cases(data, entry.name), table, part) if case.mask and case.labels]
@@ -82,7 +83,9 @@ def load_examples(
 
 
 def questions_about(example: Example, wordings: Wordings, random: Random, count: int, part: str) -> list[Question]:
-    """`count` questions at most, of every fact in turn, freshly worded."""
+    """`count` questions at most: of every fact in turn, freshly worded, or of those that come with the example."""
+    if example.asked:
+        return random.sample(example.asked, min(count, len(example.asked)))
     return questions_of_case(
         example.files,
         example.scene.instances,
@@ -167,9 +170,13 @@ def _load(
         describe(shown, volume.modality, volume.grid),
         scan_facts(volume.modality, volume.grid),
     )
+    return Example(scene, files, corner_of(volume), entry.absent, fats.get(files.patient))
+
+
+def corner_of(volume: Volume) -> Volume:
+    """A scan without its voxels, to keep beside its scene."""
     corner = volume.array[:2, :2, :2].copy()  # a view would keep the whole scan in memory
-    light = Volume(corner, replace(volume.grid, shape=(2, 2, 2)), volume.modality, volume.source)
-    return Example(scene, files, light, entry.absent, fats.get(files.patient))
+    return Volume(corner, replace(volume.grid, shape=(2, 2, 2)), volume.modality, volume.source)
 
 
 def _moved(donor: Instance, label: str, centre: list[float], middle_x: float, random: Random) -> Instance:

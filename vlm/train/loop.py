@@ -31,6 +31,7 @@ from vlm.heads.reading import Calibration
 from vlm.model import Opened, VisionLanguageModel, route
 from vlm.scene import scene_classes
 from vlm.schema import Question
+from vlm.train.answered import load_answered
 from vlm.train.calibrate import calibrate
 from vlm.train.config import StageConfig
 from vlm.train.examples import Example, invent, load_examples, questions_about
@@ -61,15 +62,24 @@ def run_stage(
     machine = start_processes(config.device)
     first_process = machine.is_main_process
     config.output.mkdir(parents=True, exist_ok=True)
-    encoder = build_encoder(model.config.encoder, Segmenter.load(config.segmentation), model.config.encoder_options)
+    if config.questions and model.config.answers != "text":
+        found = "a model with heads, which learn from masks"
+        raise ConfigError("questions", "`model: {answers: text}`", found, "set it, in alignment too")
+    segmenter = Segmenter.load(config.segmentation)
+    encoder = build_encoder(model.config.encoder, segmenter, model.config.encoder_options)
     model.calibration = Calibration()  # what was fitted to other weights
     targets = read_targets(config.targets)
     cache, wordings = config.output.parent / "features", read_wordings().with_targets(targets)
     common = (config.data, config.datasets, config.split)
     shown, cells = progress if first_process else None, model.config.cells
     with machine.main_process_first():  # the first one fills the cache, the others read it
-        train = load_examples(*common, "training", encoder, cache, config.cases, shown, cells, targets)
-        held = load_examples(*common, "validation", encoder, cache, config.validation_cases, shown, cells, targets)
+        parts = []
+        for part, most in (("training", config.cases), ("validation", config.validation_cases)):
+            examples = load_examples(*common, part, encoder, cache, most, shown, cells, targets)
+            for source in config.questions:
+                examples += load_answered(source, part, segmenter, encoder, cache, most, cells, shown)
+            parts.append(examples)
+    train, held = parts
     if not train:
         raise ConfigError(config.data, "training cases with masks", "none", "check `datasets` and the split")
     if model.config.regression_scale is None:
@@ -119,7 +129,8 @@ def run_stage(
             if validated:
                 with torch.no_grad():
                     figures, samples = through(validate, held, train, wordings, config)
-                if best.is_better(float(np.mean(list(figures.values()))), done) and config.patience:
+                better = bool(figures) and best.is_better(float(np.mean(list(figures.values()))), done)
+                if better and config.patience:
                     best.weights = gather(machine, through, trained)
                 row = {"step": done} | row | {"validation": figures, "best_step": best.step}
                 if first_process:
@@ -155,16 +166,16 @@ def draw(
     config: StageConfig, facts: tuple[str, ...], train: list[Example], wordings: Wordings, random: Random
 ) -> tuple[Example, list[Question]]:
     """A scene, real or invented, and at most `pack` questions about it whose facts are among `facts`."""
-    shares = {entry.name: entry.weight for entry in config.datasets}
+    shares = config.shares
     if len(set(shares.values())) > 1:
         there = sorted({example.files.dataset for example in train})
         (dataset,) = random.choices(there, [shares[name] for name in there])
         train = [example for example in train if example.files.dataset == dataset]
     example = random.choice(train)
-    if random.random() < config.invented:
-        example = invent(train, wordings.extra_names, random)
+    if not example.asked and random.random() < config.invented:
+        example = invent([one for one in train if not one.asked], wordings.extra_names, random)
     questions = questions_about(example, wordings, random, 24, "train")
-    questions = [question for question in questions if question.extra["fact"] in facts]
+    questions = [question for question in questions if example.asked or question.extra["fact"] in facts]
     return example, random.sample(questions, min(config.pack, len(questions)))
 
 
@@ -181,19 +192,21 @@ def validate(
     figures: dict[str, float] = {}
     samples: list[dict[str, Any]] = []
     random = Random(config.seed)
-    invented = [invent(train, wordings.extra_names, random) for _ in range(10)]
+    pool = [example for example in train if not example.asked]
+    invented = [invent(pool, wordings.extra_names, random) for _ in range(10)] if pool else []
     for name, examples in (("real", held), ("invented", invented)):
         routed, exact, worded = [], [], []
         for example in examples:
             questions = questions_about(example, wordings, random, 16, "heldout")
-            questions = [question for question in questions if question.extra["fact"] in model.config.facts]
+            facts = model.config.facts
+            questions = [question for question in questions if example.asked or question.extra["fact"] in facts]
             scene = model.visible(example.scene)
             opened = model.open(scene)
             if name == "real" and len(samples) < config.samples and questions:
                 samples.append(sample(model, example, opened, questions[len(samples) % len(questions)]))
             if model.config.answers == "text":
                 asked = [question for question in questions if question.answer is not None]
-                worded += [model.write(scene, opened, question) == in_words(question) for question in asked]
+                worded += [model.write(scene, opened, question)["text"] == in_words(question) for question in asked]
                 continue
             wanted, weight = pointer_targets(questions, example)
             for row, question in enumerate(questions):
@@ -211,7 +224,7 @@ def sample(model: VisionLanguageModel, example: Example, opened: Opened, questio
     """A question with its reference and what the model says to it now."""
     scene = model.visible(example.scene)
     if model.config.answers == "text":
-        said = model.write(scene, opened, question)
+        said = model.write(scene, opened, question)["text"]
     else:
         said = decode(model.interpret(scene, opened, question)[0])["text"]
     return {"scan": scene.source, "question": question.question, "reference": in_words(question), "answer": said}
