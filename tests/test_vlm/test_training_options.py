@@ -179,8 +179,7 @@ def test_three_commands_from_a_question_file(
     scans = config.data / DATASET / "imagesTr"
     header = "Image Path,Question,Choice A,Choice B,Choice C,Choice D,Answer,Answer Choice,Question Type"
     rows = [
-        f"case_{n}_0000.nii.gz,What is shown?,head,leg,chest,belly,{('head', 'leg')[n]},{"AB"[n]},3"
-        for n in (0, 1)
+        f"case_{n}_0000.nii.gz,What is shown?,head,leg,chest,belly,{('head', 'leg')[n]},{'AB'[n]},3" for n in (0, 1)
     ]
     (scans / "vqa.csv").write_text("\n".join((header, *rows)) + "\n")
     code, _, err = run("data", "import", "m3d-vqa", scans / "vqa.csv", "-o", scans / "q.jsonl")
