@@ -93,8 +93,9 @@ class VlmConfig:
         return (*TARGETS, *(fact for fact in self.facts if fact.startswith("value:")))
 
     def __post_init__(self) -> None:
-        if isinstance(self.perceiver, dict):  # from a file, as are the lists
-            object.__setattr__(self, "perceiver", Perceiver(**self.perceiver))
+        perceiver: Any = self.perceiver
+        if isinstance(perceiver, dict):  # from a file, as are the lists
+            object.__setattr__(self, "perceiver", Perceiver(**perceiver))
         for key in ("cells", "facts", *(() if isinstance(self.lora_targets, str) else ("lora_targets",))):
             object.__setattr__(self, key, tuple(getattr(self, key)))
         object.__setattr__(self, "labels", {fact: tuple(known) for fact, known in self.labels.items()})

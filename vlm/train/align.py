@@ -23,18 +23,16 @@ def train_alignment(config: StageConfig, resume: bool = False, **hooks: Any) -> 
     with torch.random.fork_rng():  # the heads begin alike, whatever the encoder
         encoder = build_encoder(config.encoder, Segmenter.load(config.segmentation), config.encoder_options)
         visual, instance = encoder.channels
-    settings = VlmConfig(
-        **{
-            "llm": config.llm,
-            "segmentation": config.segmentation,
-            "encoder": config.encoder,
-            "encoder_options": config.encoder_options,
-            "visual_channels": visual,
-            "instance_channels": instance,
-            "facts": (*NAMES, *targets.targets),
-            "labels": targets.labels,
-        }
-        | config.model
-    )
+    told: dict[str, Any] = {
+        "llm": config.llm,
+        "segmentation": config.segmentation,
+        "encoder": config.encoder,
+        "encoder_options": config.encoder_options,
+        "visual_channels": visual,
+        "instance_channels": instance,
+        "facts": (*NAMES, *targets.targets),
+        "labels": targets.labels,
+    }
+    settings = VlmConfig(**told | config.model)
     llm, tokenizer = load_llm(settings.llm, place(config.device), config.precision, settings.quantize)
     return run_stage(config, VisionLanguageModel(settings, llm, tokenizer), resume, **hooks)

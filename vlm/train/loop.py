@@ -25,6 +25,7 @@ from seg_backbone.train.log import Log
 from vlm.data.targets import read_targets
 from vlm.data.wordings import Wordings, read_wordings
 from vlm.encoders import build_encoder
+from vlm.facts import NAMES
 from vlm.grounding import mentions_in
 from vlm.heads import decode
 from vlm.heads.reading import Calibration
@@ -40,6 +41,7 @@ from vlm.train.processes import Through, gather, is_sharded, start_processes
 from vlm.train.state import Best, load_state, save_state
 
 LOG_EVERY = 25
+DRAWN = 24  # questions about a scene, of which `pack` are taken
 Report = Callable[[dict[str, Any]], None]
 Progress = Callable[[str, int, int], None]
 
@@ -174,8 +176,9 @@ def draw(
     example = random.choice(train)
     if not example.asked and random.random() < config.invented:
         example = invent([one for one in train if not one.asked], wordings.extra_names, random)
-    questions = questions_about(example, wordings, random, 24, "train")
-    questions = [question for question in questions if example.asked or question.extra["fact"] in facts]
+    unknown = set(NAMES) - set(facts)
+    questions = questions_about(example, wordings, random, DRAWN if not unknown else DRAWN * len(NAMES), "train")
+    questions = [question for question in questions if example.asked or question.extra["fact"] in facts][:DRAWN]
     return example, random.sample(questions, min(config.pack, len(questions)))
 
 
