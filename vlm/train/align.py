@@ -35,4 +35,5 @@ def train_alignment(config: StageConfig, resume: bool = False, **hooks: Any) -> 
     }
     settings = VlmConfig(**told | config.model)
     llm, tokenizer = load_llm(settings.llm, place(config.device), config.precision, settings.quantize)
+    torch.manual_seed(config.seed)
     return run_stage(config, VisionLanguageModel(settings, llm, tokenizer), resume, **hooks)

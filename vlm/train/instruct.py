@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, replace
 from typing import Any
 
+import torch
+
 from seg_backbone.errors import ConfigError
 from vlm.model import VisionLanguageModel, VlmConfig
 from vlm.train.config import StageConfig
@@ -32,6 +34,7 @@ def train_instruction(config: StageConfig, resume: bool = False, **hooks: Any) -
     if not model.has_adapter:
         model.config = replace(model.config, **{name: getattr(wanted, name) for name in ADAPTER})
         if model.config.lora_rank:
+            torch.manual_seed(config.seed)
             model.add_adapter()
     for name, parameter in model.named_parameters():
         parameter.requires_grad_("lora_" in name or not name.startswith("llm."))

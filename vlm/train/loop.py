@@ -30,7 +30,7 @@ from vlm.grounding import mentions_in
 from vlm.heads import decode
 from vlm.heads.reading import Calibration
 from vlm.model import Opened, VisionLanguageModel, route
-from vlm.scene import scene_classes
+from vlm.scene import Scene, scene_classes
 from vlm.schema import Question
 from vlm.train.answered import load_answered
 from vlm.train.calibrate import calibrate
@@ -208,8 +208,7 @@ def validate(
             if name == "real" and len(samples) < config.samples and questions:
                 samples.append(sample(model, example, opened, questions[len(samples) % len(questions)]))
             if model.config.answers == "text":
-                asked = [question for question in questions if question.answer is not None]
-                worded += [model.write(scene, opened, question)["text"] == in_words(question) for question in asked]
+                worded += writes_right(model, scene, questions)
                 continue
             wanted, weight = pointer_targets(questions, example)
             for row, question in enumerate(questions):
@@ -221,6 +220,22 @@ def validate(
         for what, right in (("router", routed), ("selection", exact), ("words", worded)):
             figures |= {f"{name} {what}": round(float(np.mean(right)), 3)} if right else {}
     return figures, samples
+
+
+def writes_right(model: VisionLanguageModel, scene: Scene, questions: list[Question]) -> list[bool]:
+    """Whether the model would write the reference of each question that has one, token by token the likeliest."""
+    segments, starts = [], []
+    for question in questions:
+        if (words := in_words(question)) is not None:
+            ids = model.prompt.question(question.question, question.options)
+            starts.append(len(ids))
+            segments.append(ids + model.prompt.answer(words))
+    if not segments:
+        return []
+    _, states, places = model.pack(scene, segments)
+    best = model.llm.get_output_embeddings()(states).argmax(-1).tolist()
+    rows = zip(segments, starts, places, strict=True)
+    return [best[at.start + start - 1 : at.stop - 1] == segment[start:] for segment, start, at in rows]
 
 
 def sample(model: VisionLanguageModel, example: Example, opened: Opened, question: Question) -> dict[str, Any]:

@@ -74,7 +74,7 @@ def pack_losses(
     named = [
         F.cross_entropy(model.labels(fact, asked[row]), torch.tensor(known.index(question.answer), device=device))
         for row, question in enumerate(questions)
-        if (known := model.config.labels.get(fact := question.extra["fact"])) and not writes
+        if not writes and (known := model.config.labels.get(fact := question.extra["fact"]))
     ]
     if named:
         losses["labels"] = torch.stack(named).mean()
