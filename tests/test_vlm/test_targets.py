@@ -36,8 +36,8 @@ ASKED = {
 }
 
 
-def written(folder: Path, table: str = TABLE, **told: object) -> Path:
-    (folder / "clinical.csv").write_text(table)
+def written(folder: Path, rows: str = TABLE, **told: object) -> Path:
+    (folder / "clinical.csv").write_text(rows)
     (folder / "targets.yaml").write_text(json.dumps({"table": "clinical.csv", "targets": ASKED} | told))
     return folder / "targets.yaml"
 
