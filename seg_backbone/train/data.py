@@ -18,9 +18,10 @@ from seg_backbone.cases import (
 )
 from seg_backbone.errors import ConfigError
 from seg_backbone.plan import Plan
+from seg_backbone.synthetic_tumours import BODY
 from seg_backbone.train.cache import cached_case
 from seg_backbone.train.classes import scan_targets
-from seg_backbone.train.config import SegmentationConfig
+from seg_backbone.train.config import SegmentationConfig, SyntheticTumours
 from seg_backbone.train.cutmix import carried_lesions
 from seg_backbone.train.samples import LabelledCases, Source
 from seg_backbone.train.synthetic import WithTumours
@@ -119,9 +120,16 @@ def build_sources(config: SegmentationConfig, training: Sequence[Sequence[Traini
     return sources
 
 
-def annotated(groups: Sequence[Sequence[TrainingCase]], plan: Plan) -> dict[str, tuple[str, ...]]:
-    """Modality -> classes with at least one voxel drawn in training scans of that modality."""
+def annotated(
+    groups: Sequence[Sequence[TrainingCase]], plan: Plan, synthetic: SyntheticTumours | None = None
+) -> dict[str, tuple[str, ...]]:
+    """Modality -> classes with at least one voxel drawn in training scans of that modality, by people or by chance."""
     seen: dict[str, set[int]] = {}
     for case in (case for group in groups for case in group):
         seen.setdefault(case.files.modality, set()).update(case.drawn)
+    if synthetic and synthetic.share > 0:
+        recipe = synthetic.recipe
+        for ids in seen.values():
+            if BODY in recipe.inside or any(plan.labels[name] in ids for name in recipe.inside):
+                ids.add(plan.labels[recipe.label])
     return {m: tuple(n for n in plan.classes if plan.labels[n] in ids) for m, ids in sorted(seen.items())}

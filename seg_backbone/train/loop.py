@@ -105,7 +105,7 @@ def _train(
         scan_targets(config.plan, config.data / entry.name)  # what is wrong with them is told before a voxel is read
     with machine.main_process_first():  # the first one fills the cache, the others read it
         training, validation = read_cases(config, cache, progress if machine.is_main_process else None)
-    plan = config.plan.with_(trained_on=annotated(training, config.plan))
+    plan = config.plan.with_(trained_on=annotated(training, config.plan, config.synthetic_tumours))
     batches = Batches(build_sources(config, training), config.batch, config.seed, config.consistency)
     terms = [*build_terms(config), *class_terms(config, training)]
 

@@ -68,13 +68,15 @@ def configuration(data, output, **changes):
 def test_a_net_finds_lesions_that_it_has_only_seen_synthetic(data, tmp_path):
     """No training scan shows a tumour. Without synthetic ones the cube is missed, with them it is found."""
     settings = {"off": None, "on": SyntheticTumours.parse({"share": 1.0} | RECIPE)}
-    dice = {}
+    dice, trained_on = {}, {}
     for name, synthetic in settings.items():
         train_segmentation(configuration(data, tmp_path / name, synthetic_tumours=synthetic))
         last = json.loads((tmp_path / name / "log.jsonl").read_text().splitlines()[-1])
         dice[name] = last["validation_dice"]
+        trained_on[name] = json.loads((tmp_path / name / "model" / "plan.json").read_text())["trained_on"]
     assert dice["off"]["CT tumour"] < 0.05 and dice["off"]["CT liver"] > 0.3
     assert dice["on"]["CT tumour"] > 0.6
+    assert trained_on == {"off": {"CT": ["liver"]}, "on": {"CT": ["tumour", "liver"]}}  # others are never predicted
 
 
 def window(modality="CT", value=0.35):
