@@ -195,7 +195,7 @@ def load_case(files: CaseFiles, entry: DatasetEntry, plan: Plan) -> TrainingCase
     image, grid = preprocess(volume, plan)
     code_of, table = encoding(files, entry, plan)
     codes = np.zeros(grid.shape, dtype=np.uint8)
-    if files.mask is not None:
+    if files.mask is not None and files.annotated:  # else what is drawn has no name here
         mask = read_drawn(files)
         require_same_grid(volume, mask)
         lookup = np.zeros(int(mask.array.max()) + 1, dtype=np.uint8)

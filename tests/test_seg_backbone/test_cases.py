@@ -132,6 +132,17 @@ def describe(root, **content):
     (root / "Dataset001_T" / "dataset.json").write_text(json.dumps({"channel_names": {"0": "CT"}} | content))
 
 
+def test_a_mask_of_names_that_are_not_told_is_not_read(tmp_path):
+    """As a mask with its names elsewhere: nothing is annotated, so only what the dataset lacks is known."""
+    raw(tmp_path, rows=({"annotated": []},))
+    description = {"labels": {"background": 0}, "channel_names": {"0": "CT"}}
+    (tmp_path / "Dataset001_T" / "dataset.json").write_text(json.dumps(description))
+    (files,) = list_cases(tmp_path, "Dataset001_T")
+    case = load_case(files, DatasetEntry("Dataset001_T", absent=("tumour",)), PLAN)
+    assert (case.codes == 0).all()
+    assert case.table[0].tolist() == [True, False, True, True, True]
+
+
 def test_a_dataset_without_masks_shows_what_its_scans_lack(tmp_path):
     root = raw(tmp_path, rows=[None])
     shutil.rmtree(root / "Dataset001_T" / "labelsTr")
