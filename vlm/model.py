@@ -27,6 +27,7 @@ from vlm.encoders.pooling import CELLS, Cells
 from vlm.facts import FIRST_FACTS, NAMES, facts_of
 from vlm.grounding import Mention, mentions_in
 from vlm.heads.labels import Labels
+from vlm.heads.lexical import Lexical
 from vlm.heads.pointer import MENTION, Pointer
 from vlm.heads.reading import Calibration, Focus, Reading
 from vlm.heads.regression import TARGETS, Quantiles
@@ -61,7 +62,8 @@ class VlmConfig:
 
     Answers. answers: "heads", or "text": the language model writes every answer itself, numbers too, for comparison.
     regression_scale: target -> (mean, standard deviation) in its unit. facts: those the router tells apart, in order.
-    labels: those of them that a table of the user's taught, with the labels of each (vlm/data/targets.py).
+    labels: those of them that a table of the user's taught, with the labels of each (vlm/data/targets.py). lexical:
+    whether the words of a question have a say in which fact it asks for (vlm/heads/lexical.py).
     """
 
     llm: str = DEFAULT_LLM
@@ -85,6 +87,7 @@ class VlmConfig:
     regression_scale: dict[str, tuple[float, float]] | None = None
     facts: tuple[str, ...] = NAMES
     labels: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    lexical: bool = False
     name: str = "default"
 
     @property
@@ -139,6 +142,7 @@ class VisionLanguageModel(nn.Module):
         self.projector = Projector(width, config.visual_channels, config.instance_channels, config.perceiver)
         self.pointer = Pointer(width)
         self.router = Router(width, len(config.facts))
+        self.lexical = Lexical(len(config.facts)).requires_grad_(False) if config.lexical else None
         self.quantiles = Quantiles(config.visual_channels, SCAN_FACTS, len(config.targets))
         self.labels = Labels(width, config.labels)
         self.calibration = Calibration()
@@ -310,6 +314,8 @@ class VisionLanguageModel(nn.Module):
         )
         state = out.last_hidden_state[0, -1:].float()
         router = self.router(state)[0]
+        if self.lexical:  # the product of both probabilities
+            router = torch.log_softmax(router, 0) + torch.log_softmax(self.lexical([text])[0], 0)
         geometry = torch.from_numpy(scene.geometry).to(state.device)
         named = mention_features(scene, mention).to(state.device)
         selection = self.pointer(state, opened.items.float(), geometry, named[None])[0]

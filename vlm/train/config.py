@@ -19,7 +19,16 @@ CHOICES: dict[str, tuple[str | None, ...]] = {
     "device": ("auto", "cpu", "cuda"),
     "calibration": ("temperature", "isotonic", None),
 }
-LEAST = {"cases": 1, "validation_cases": 0, "pack": 1, "accumulate": 1, "steps": 1, "validate_every": 1, "patience": 0}
+LEAST = {
+    "cases": 1,
+    "validation_cases": 0,
+    "pack": 1,
+    "accumulate": 1,
+    "steps": 1,
+    "validate_every": 1,
+    "patience": 0,
+    "lexical": 0,
+}
 LOSSES = {"router": 1.0, "pointer": 2.0, "answer": 0.5, "labels": 0.5, "regression": 0.5}
 SHARES = ("invented", "hide_mentions")
 
@@ -37,7 +46,7 @@ class StageConfig:
     (vlm.data.targets). questions: files of questions with answers (vlm.train.answered), beside the datasets or instead,
     for a model that writes its answers. cases: at most this many training cases a dataset. pack: questions behind one
     scene. invented: share of scenes that are invented. hide_mentions: share of questions whose lexical match is hidden
-    from the pointer, so that it learns to read.
+    from the pointer, so that it learns to read. lexical: questions from which the words' say is learnt first; 0: none.
 
     Steps. One step sees `accumulate` packs in each process. precision: of the language model's weights and states (its
     adapter and the heads stay float32), "auto": bf16 on a GPU. activation_checkpointing: less memory, more time.
@@ -71,6 +80,7 @@ class StageConfig:
     adapter_rate: float = 3e-4
     warmup: int = 20
     hide_mentions: float = 0.3
+    lexical: int = 0
     precision: str = "auto"
     device: str = "auto"
     activation_checkpointing: bool = False

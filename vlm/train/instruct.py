@@ -37,5 +37,5 @@ def train_instruction(config: StageConfig, resume: bool = False, **hooks: Any) -
             torch.manual_seed(config.seed)
             model.add_adapter()
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_("lora_" in name or not name.startswith("llm."))
+        parameter.requires_grad_("lora_" in name or not name.startswith(("llm.", "lexical.")))
     return run_stage(config, model, resume, **hooks)

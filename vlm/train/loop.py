@@ -39,6 +39,7 @@ from vlm.train.examples import Example, invent, load_examples, questions_about
 from vlm.train.losses import in_words, pack_losses, pointer_targets, values_of
 from vlm.train.processes import Through, gather, is_sharded, start_processes
 from vlm.train.state import Best, load_state, save_state
+from vlm.train.words import learn_words
 
 LOG_EVERY = 25
 DRAWN = 24  # questions about a scene, of which `pack` are taken
@@ -88,6 +89,9 @@ def run_stage(
         model.config = replace(model.config, regression_scale=scale_of(train))
     if config.activation_checkpointing:
         model.llm.gradient_checkpointing_enable({"use_reentrant": False})
+
+    if config.lexical:
+        learn_words(config, model, train, wordings, resume, shown)
 
     trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
     adapter = [p for n, p in trained.items() if n.startswith("llm.")]
