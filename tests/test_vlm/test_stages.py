@@ -18,6 +18,7 @@ from seg_backbone.predict import Segmenter
 from vlm.data.wordings import read_wordings
 from vlm.encoders.backbone import SegmentationEncoder
 from vlm.facts import FACTS
+from vlm.grounding import mentions_in
 from vlm.model import VisionLanguageModel
 from vlm.train.config import StageConfig
 from vlm.train.examples import invent, load_examples, questions_about
@@ -116,6 +117,32 @@ def test_instruction_trains_the_adapter_and_learns(config: StageConfig, tmp_path
     assert again.config.regression_scale is not None
     assert last["calibration"]["nll_after"] <= last["calibration"]["nll_before"]  # type: ignore[call-overload,index]
     assert again.calibration.curves["*"] > 0, "one temperature at least"  # type: ignore[operator]
+
+
+def test_words_are_learnt_once_and_have_a_say(config: StageConfig, tmp_path: Path) -> None:
+    settings = replace(config, output=tmp_path / "run", steps=1, lexical=240, validate_every=5, calibration=None, validation_cases=0)
+    folder = run_stage(settings, aligned(config))
+    model = VisionLanguageModel.load(folder)
+    assert model.config.lexical and model.lexical is not None
+    counting = model.config.facts.index("count")
+    assert model.lexical(["How many tumours are there?"])[0].topk(3).indices.tolist().count(counting) == 1
+    (settings.output / "log.jsonl").unlink()
+    again = VisionLanguageModel.load(run_stage(replace(settings, lexical=1), aligned(config), resume=True))
+    assert again.lexical is not None
+    assert torch.equal(again.lexical.table.weight, model.lexical.table.weight), "what was learnt is taken"
+
+    scene = load_examples(SCANS, config.datasets[:1], config.split, "training", *encoder_of(config, tmp_path))[0].scene
+    opened, mention = model.open(scene), mentions_in("?", (), ())
+    before = model.read(scene, opened, "How many?", (), mention).router
+    with torch.no_grad():
+        model.lexical.bias[counting] += 20
+    after = model.read(scene, opened, "How many?", (), mention).router
+    assert int(after.argmax()) == counting and not torch.equal(before, after)
+
+
+def encoder_of(config: StageConfig, cache: Path) -> tuple[SegmentationEncoder, Path, int]:
+    """The last arguments of load_examples."""
+    return SegmentationEncoder(Segmenter.load(config.segmentation, "cpu")), cache, 1
 
 
 def test_configuration_files(tmp_path: Path) -> None:
