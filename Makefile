@@ -21,7 +21,8 @@ check: .venv/.done
 weights: .venv/.done
 	$(BIN)/vlm train segmentation --config configs/segmentation.yaml --data $(DATA) --resume
 	$(BIN)/vlm train segmentation --config configs/segmentation_tune.yaml --data $(DATA) --resume
-	cp runs/segmentation_tune/model/* seg_backbone/weights/default/
+	$(BIN)/vlm train segmentation --config configs/segmentation_more.yaml --data $(DATA) --resume
+	cp runs/segmentation_more/model/* seg_backbone/weights/default/
 	$(BIN)/vlm train alignment --config configs/vlm.yaml --data $(DATA) --resume
 	$(BIN)/vlm train instruction --config configs/vlm.yaml --data $(DATA) --resume
 	cp runs/instruction/model/* vlm/weights/default/
