@@ -120,7 +120,9 @@ def test_instruction_trains_the_adapter_and_learns(config: StageConfig, tmp_path
 
 
 def test_words_are_learnt_once_and_have_a_say(config: StageConfig, tmp_path: Path) -> None:
-    settings = replace(config, output=tmp_path / "run", steps=1, lexical=240, validate_every=5, calibration=None, validation_cases=0)
+    settings = replace(
+        config, output=tmp_path / "run", steps=1, lexical=240, validate_every=5, calibration=None, validation_cases=0
+    )
     folder = run_stage(settings, aligned(config))
     model = VisionLanguageModel.load(folder)
     assert model.config.lexical and model.lexical is not None
