@@ -312,3 +312,64 @@ def test_rounds_that_cannot_begin(data, tmp_path):
     certain = replace(ROUNDS, rules=PseudoRules(certain=0.999999))
     with pytest.raises(ConfigError, match="lower `certain`"):
         train_segmentation(configuration(data, tmp_path, pseudo_labels=certain))
+
+
+# What each is worth
+
+
+def phantom(root, labelled, others, noise, contrast, slab):
+    """D1: `labelled` scans with a cube that is brighter by `contrast`. D2: `others` for training, without a label, and
+    three that validate. slab: in D2 a part as bright as the cube is not it, and only those that validate have a cube.
+    """
+    random = np.random.default_rng(0)
+    names = {"D1": [f"l_{n}" for n in range(labelled)], "D2": [*(f"u_{n}" for n in range(others)), *HELD]}
+    rows = []
+    for name, cases in names.items():
+        for folder in ("imagesTr", "labelsTr"):
+            (root / name / folder).mkdir(parents=True)
+        for case in cases:
+            ids = np.zeros((16, 16, 16), dtype=np.uint8)
+            x, y, z = random.integers(2, 9, 3)
+            if not (slab and case.startswith("u")):
+                ids[x : x + 6, y : y + 5, z : z + 6] = 1
+            array = random.normal(0, noise, ids.shape) + contrast * ids
+            if slab and name == "D2":
+                array[:, :, 13:] += contrast
+            grid = Grid(ids.shape, GRID.affine)
+            write_volume(Volume(array.astype(np.int16), grid, "CT"), root / name / "imagesTr" / f"{case}_0000.nii.gz")
+            if not case.startswith("u"):
+                write_mask(Mask(ids, grid), root / name / "labelsTr" / f"{case}.nii.gz")
+            annotated = [] if case.startswith("u") else ["tumour"]
+            rows.append({"dataset": name, "case": case, "modality": "CT", "annotated": annotated})
+        labels = {"labels": {"background": 0, "tumour": 1}, "channel_names": {"0": "CT"}}
+        (root / name / "dataset.json").write_text(json.dumps(labels))
+    (root / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (root / "split.json").write_text(json.dumps({"patients": {"validation": list(HELD)}}))
+    return root
+
+
+def dice(root, output, **changes):
+    """Validation Dice at the end of a training."""
+    told = []
+    still = replace(STILL, mirror=0.5, shift_mm=8, centred=1)
+    config = configuration(root, output, augmentation=still, learning_rate=2e-2, validate_every=1000, **changes)
+    train_segmentation(replace(config, checkpoint_minutes=60), report=told.append)
+    return told[-1]["validation_dice"]["CT tumour"]
+
+
+def test_carried_tumours_are_found_where_nobody_drew_any(tmp_path):
+    """Scans of healthy people hold something as bright as a tumour: what is bright in such a scan is then nothing, as
+    long as no tumour is carried into one.
+    """
+    root = phantom(tmp_path / "raw", labelled=2, others=6, noise=15, contrast=120, slab=True)
+    options = {"steps": 80, "datasets": (DatasetEntry("D1", 0.5), DatasetEntry("D2", 0.5, absent=("tumour",)))}
+    plain = dice(root, tmp_path / "plain", **options)
+    assert dice(root, tmp_path / "carried", cutmix=CutMix(0.5, (4.0, 12.0)), **options) > plain + 0.2
+
+
+def test_pseudo_labels_of_noisy_scans_help(tmp_path):
+    """One labelled scan of much noise is learned by heart; after half of the steps its model labels six others."""
+    root = phantom(tmp_path / "raw", labelled=1, others=6, noise=100, contrast=80, slab=False)
+    alone = dice(root, tmp_path / "alone", steps=120)
+    rounds = PseudoLabels(rounds=1, warm=True, rules=PseudoRules(certain=0.7))
+    assert dice(root, tmp_path / "rounds", steps=60, pseudo_labels=rounds) > alone
