@@ -39,6 +39,12 @@ DATASET = "Dataset001_Phantom"
 REPOSITORY = Path(__file__).parents[2]
 
 
+@pytest.fixture(autouse=True)
+def short_validation(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vlm.train.loop.INVENTED", 1)
+    monkeypatch.setattr("vlm.train.loop.ASKED", 4)
+
+
 @pytest.fixture
 def config(phantoms_on_disk: Path, llm_folder: Path) -> StageConfig:
     tiny_models(phantoms_on_disk, llm_folder)
@@ -241,7 +247,7 @@ def test_two_processes_train_what_one_does_that_gathers_two_packs(config: StageC
     for process in processes:
         process.start()
     for process in processes:
-        process.join(60)
+        process.join(300)
         assert process.exitcode == 0
     for name in ("heads.safetensors", "adapter.safetensors"):
         ours, theirs = (load_file(folder / name) for folder in (tmp_path / "two" / "model", one))

@@ -43,6 +43,7 @@ from vlm.train.words import learn_words
 
 LOG_EVERY = 25
 DRAWN = 24  # questions about a scene, of which `pack` are taken
+INVENTED, ASKED = 10, 16  # of a validation: invented scenes, and questions about each scene
 Report = Callable[[dict[str, Any]], None]
 Progress = Callable[[str, int, int], None]
 
@@ -200,11 +201,11 @@ def validate(
     samples: list[dict[str, Any]] = []
     random = Random(config.seed)
     pool = [example for example in train if not example.asked]
-    invented = [invent(pool, wordings.extra_names, random) for _ in range(10)] if pool else []
+    invented = [invent(pool, wordings.extra_names, random) for _ in range(INVENTED)] if pool else []
     for name, examples in (("real", held), ("invented", invented)):
         routed, exact, worded = [], [], []
         for example in examples:
-            questions = questions_about(example, wordings, random, 16, "heldout")
+            questions = questions_about(example, wordings, random, ASKED, "heldout")
             facts = model.config.facts
             questions = [question for question in questions if example.asked or question.extra["fact"] in facts]
             scene = model.visible(example.scene)
