@@ -5,16 +5,18 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from phantoms import LABELS
 
 from seg_backbone.errors import CheckpointError, GridError, QuestionError, ScanError
 from seg_backbone.io import read_volume
 from vlm.grounding import find_mentions
+from vlm.heads.reading import Reading
 from vlm.infer.engine import Engine
-from vlm.infer.scope import refusal
-from vlm.scene import scene_classes
-from vlm.schema import Answer
+from vlm.infer.scope import refusal, unclear
+from vlm.scene import Scene, scene_classes
+from vlm.schema import Answer, Question
 
 
 def test_given_masks_are_measured_exactly(engine: Engine, phantom_files: Path) -> None:
@@ -51,6 +53,26 @@ def test_anatomy_out_of_reach_is_refused_not_denied(engine: Engine, phantom_file
     blind = engine.open(volume)
     mention = find_mentions("left parotid volume", scene_classes(blind.scene))
     assert "MR" in (refusal(blind.scene, mention, "volume", 0.0, given=False) or "")
+
+
+@pytest.mark.parametrize(
+    ("fact", "text", "label", "refused"),
+    [
+        ("volume", "Volume of the encephalic trunk?", "parotid_left", True),
+        ("volume", "Volume of the left parotid?", "parotid_left", False),
+        ("volume", "How many ml is it?", "parotid_left", False),
+        ("volume", "Volume of the bump, please", "tumour", False),
+        ("count", "How many encephalic trunks?", "parotid_left", False),
+    ],
+)
+def test_an_organ_is_not_guessed_by_a_word_that_names_none(scene: Scene, fact, text, label, refused) -> None:
+    chosen = next(n for n, i in enumerate(scene.instances) if i.label == label)
+    selection = np.eye(len(scene.instances))[chosen]
+    mention = find_mentions(text, scene_classes(scene))
+    reading = Reading(Question("q", "scan", text), scene, mention, fact, 0.9, selection, None)
+    reason = unclear(reading)
+    assert (reason is not None) == refused
+    assert not reason or "left parotid gland" in reason
 
 
 def test_bad_input(engine: Engine, phantom_files: Path, tmp_path: Path) -> None:
