@@ -59,6 +59,7 @@ def test_anatomy_out_of_reach_is_refused_not_denied(engine: Engine, phantom_file
     ("fact", "text", "label", "refused"),
     [
         ("volume", "Volume of the encephalic trunk?", "parotid_left", True),
+        ("volume", "Volume of the encephalic trunk in this scan?", "parotid_left", True),
         ("volume", "Volume of the left parotid?", "parotid_left", False),
         ("volume", "How many ml is it?", "parotid_left", False),
         ("volume", "Volume of the bump, please", "tumour", False),

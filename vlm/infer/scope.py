@@ -12,6 +12,7 @@ from vlm.scene import Scene
 
 OFF_TOPIC = 0.5  # probability of "not about the scan" from which the model abstains
 ANY_WILL_DO = re.compile(r"\b(organs?|structures?|things?|findings?|it|its|this|that|largest|biggest|smallest)\b")
+THE_SCAN = re.compile(r"\b(this|that) (scan|image|study|exam\w*|patient|person|subject|ct|mri?|volume|series|case)\b")
 
 
 def refusal(scene: Scene, mention: Mention, fact: str, off_topic: float, given: bool) -> str | None:
@@ -39,7 +40,8 @@ def unclear(reading: Reading) -> str | None:
     pointer is more often wrong than right about it. A lesion may be meant without a name ("how big is it?").
     """
     takes = FACTS[reading.fact].takes
-    if takes not in ("one", "pair") or reading.mention.classes or ANY_WILL_DO.search(reading.question.question.lower()):
+    asked = THE_SCAN.sub("", reading.question.question.lower())
+    if takes not in ("one", "pair") or reading.mention.classes or ANY_WILL_DO.search(asked):
         return None
     only = reading.one() if takes == "one" else None
     meant = list(reading.pair() or ()) if takes == "pair" else [only] if only else []
