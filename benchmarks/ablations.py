@@ -12,13 +12,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
+from validation import run_vlm
 
 DATASETS = ("Dataset101_HeadNeckCT", "Dataset102_SarcomaCT", "Dataset103_SarcomaMR")
 REPOSITORY = Path(__file__).parents[1]
@@ -77,7 +76,7 @@ def main() -> None:
     questions, training = ask(row, given.data, given.output, given.per_case)
     answers = answer(row, weights, questions, given.data, out)
     scores = ("evaluate", "answers", answers, "--reference", questions, "--baseline-train", training)
-    _vlm(*scores, "-o", out / "scores")
+    run_vlm(*scores, "-o", out / "scores")
     print(f"{given.row}: {row.about}\n{(out / 'scores' / 'table.md').read_text(encoding='utf-8')}")
 
 
@@ -92,7 +91,7 @@ def train(settings: dict[str, Any], data: Path, out: Path, steps: int | None) ->
     file = out / "vlm.yaml"
     file.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
     for stage in ("alignment", "instruction"):
-        _vlm("train", stage, "--config", file, "--resume")
+        run_vlm("train", stage, "--config", file, "--resume")
     return tuned / "model"
 
 
@@ -103,14 +102,14 @@ def ask(row: Row, data: Path, out: Path, per_case: int) -> tuple[Path, Path]:
     common = ("--split", REPOSITORY / "configs" / "split.json", "--per-case", per_case, "--seed", 7)
     for file, part, wordings in ((questions, "validation", row.wordings), (training, "training", "train")):
         if not file.is_file():
-            _vlm("data", "questions", *folders, "-o", file, *common, "--part", part, "--wordings", wordings)
+            run_vlm("data", "questions", *folders, "-o", file, *common, "--part", part, "--wordings", wordings)
     return questions, training
 
 
 def answer(row: Row, weights: Path | str, questions: Path, data: Path, out: Path) -> Path:
     """The file of answers. With reference masks one run a dataset, since each has its own labels."""
     if row.shuffled:
-        _vlm("data", "shuffle", questions, "-o", out / "shuffled.jsonl")
+        run_vlm("data", "shuffle", questions, "-o", out / "shuffled.jsonl")
         questions = out / "shuffled.jsonl"
     answers, parts = out / "answers.jsonl", []
     lines = questions.read_text(encoding="utf-8").splitlines()
@@ -119,17 +118,10 @@ def answer(row: Row, weights: Path | str, questions: Path, data: Path, out: Path
         mine.write_text("".join(f"{line}\n" for line in lines if json.loads(line)["dataset"] == dataset))
         masks = ("--masks", data / dataset / "labelsTr", "--labels", data / dataset / "dataset.json")
         given = masks if row.masks == "reference" else ()
-        _vlm("batch", mine, "-o", part, "--scans", data, "--model", weights, *given)
+        run_vlm("batch", mine, "-o", part, "--scans", data, "--model", weights, *given)
         parts.append(part.read_text(encoding="utf-8"))
     answers.write_text("".join(parts), encoding="utf-8")
     return answers
-
-
-def _vlm(*words: object) -> None:
-    command = [sys.executable, "-m", "vlm.cli", *map(str, words)]
-    print("$ vlm", *map(str, words[:2]), "...", flush=True)
-    if subprocess.run(command).returncode == 2:
-        raise SystemExit(2)
 
 
 if __name__ == "__main__":

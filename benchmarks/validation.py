@@ -48,7 +48,9 @@ def masks(data: Path, split: Path, out: Path) -> None:
     for dataset in (*DATASETS, *NEGATIVES):
         part = "validation" if dataset in DATASETS else "evaluation"
         cases = split_cases(list_cases(data, dataset), table, part)
-        _vlm("segment", *(c.image for c in cases), "-o", out / "masks" / dataset, "--report", out / f"{dataset}.json")
+        run_vlm(
+            "segment", *(c.image for c in cases), "-o", out / "masks" / dataset, "--report", out / f"{dataset}.json"
+        )
         if dataset not in DATASETS:
             continue
         reference = out / "reference" / dataset
@@ -59,7 +61,7 @@ def masks(data: Path, split: Path, out: Path) -> None:
                 link.symlink_to(case.mask.resolve())
         labels = ("--labels", data / dataset / "dataset.json", "--manifest", data / "manifest.jsonl", "--allow-missing")
         where = ("evaluate", "masks", out / "masks" / dataset, reference)
-        _vlm(*where, "--protocol", "corrected", *labels, "-o", out / "scores" / dataset)
+        run_vlm(*where, "--protocol", "corrected", *labels, "-o", out / "scores" / dataset)
     false_positives(data, split, out)
 
 
@@ -87,32 +89,33 @@ def answers(data: Path, split: Path, out: Path, per_case: int, no_image_limit: i
     folders = [data / dataset for dataset in DATASETS]
     common = ("--split", split, "--per-case", per_case, "--seed", 7)
     questions, training = out / "questions.jsonl", out / "training_questions.jsonl"
-    _vlm("data", "questions", *folders, "-o", questions, *common, "--part", "validation", "--wordings", "heldout")
-    _vlm("data", "questions", *folders, "-o", training, *common, "--part", "training", "--wordings", "train")
-    _vlm("batch", questions, "-o", out / "answers.jsonl", "--scans", data)
+    run_vlm("data", "questions", *folders, "-o", questions, *common, "--part", "validation", "--wordings", "heldout")
+    run_vlm("data", "questions", *folders, "-o", training, *common, "--part", "training", "--wordings", "train")
+    run_vlm("batch", questions, "-o", out / "answers.jsonl", "--scans", data)
     compare = []
     for dataset in DATASETS:  # one labels file a dataset, so one run each
         mine = out / f"questions_{dataset}.jsonl"
         rows = [line for line in questions.read_text().splitlines() if json.loads(line)["dataset"] == dataset]
         mine.write_text("\n".join(rows) + "\n")
         given = ("--masks", data / dataset / "labelsTr", "--labels", data / dataset / "dataset.json")
-        _vlm("batch", mine, "-o", out / f"reference_{dataset}.jsonl", "--scans", data, *given)
+        run_vlm("batch", mine, "-o", out / f"reference_{dataset}.jsonl", "--scans", data, *given)
     with (out / "answers_reference_masks.jsonl").open("w") as joined:
         joined.writelines((out / f"reference_{dataset}.jsonl").read_text() for dataset in DATASETS)
     compare += ["--compare", f"reference masks={out / 'answers_reference_masks.jsonl'}"]
     few = out / "questions_no_image.jsonl"
     rows = questions.read_text().splitlines()
     few.write_text("\n".join(rows[:: max(1, len(rows) // no_image_limit)]) + "\n")
-    _vlm("batch", few, "-o", out / "answers_no_image.jsonl", "--no-image")
+    run_vlm("batch", few, "-o", out / "answers_no_image.jsonl", "--no-image")
     for reference, name, more in (
         (questions, "all", compare),
         (few, "no_image", ["--compare", f"no image={out / 'answers_no_image.jsonl'}"]),
     ):
         what = ("evaluate", "answers", out / "answers.jsonl", "--reference", reference)
-        _vlm(*what, "-o", out / "scores" / f"answers_{name}", "--baseline-train", training, *more)
+        run_vlm(*what, "-o", out / "scores" / f"answers_{name}", "--baseline-train", training, *more)
 
 
-def _vlm(*words: object) -> None:
+def run_vlm(*words: object) -> None:
+    """`vlm WORDS`; ends this program where that is refused."""
     command = [sys.executable, "-m", "vlm.cli", *map(str, words)]
     print("$ vlm", *map(str, words[:2]), "...", flush=True)
     if subprocess.run(command).returncode == 2:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from random import Random
 
 import torch
@@ -49,8 +50,8 @@ def learn_words(
             scene += 1
             if progress:
                 progress("wording questions", min(len(texts), config.lexical), config.lexical)
-        shown = progress
-        fit(lexical, texts, wanted, seed=config.seed, progress=shown and (lambda a, b: shown("learning words", a, b)))
+        shown = partial(progress, "learning words") if progress else None
+        fit(lexical, texts, wanted, seed=config.seed, progress=shown)
         with replacing(kept) as temporary:
             torch.save(lexical.state_dict(), temporary)
     device = next(model.router.parameters()).device
