@@ -1,6 +1,6 @@
 """What each part of the model is worth: one command a row, one folder of tables each.
 
-    python benchmarks/ablations.py question_only --data ../shared/data -o runs/ablations [--steps 560]
+    python benchmarks/ablations.py question_only --data ../shared/data -o runs/ablations [--steps 60 150]
 
 A row either trains a model of its own (`configs/vlm.yaml` with other `model:` settings, alignment then instruction;
 each goes on where it was interrupted) or asks the weights that ship differently. Questions are about the validation
@@ -67,12 +67,15 @@ def main() -> None:
     parser.add_argument("row", choices=ROWS, metavar="ROW", help=listed)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("-o", "--output", type=Path, default=Path("runs/ablations"))
-    parser.add_argument("--steps", type=int, help="of instruction, instead of the file's")
+    parser.add_argument(
+        "--steps", type=int, nargs=2, metavar=("ALIGNMENT", "INSTRUCTION"), help="instead of those of configs/vlm.yaml"
+    )
+    parser.add_argument("--threads", type=int, help="of torch in training, instead of the file's")
     parser.add_argument("--per-case", type=int, default=6, help="questions a case")
     given = parser.parse_args()
     row, out = ROWS[given.row], given.output / given.row
     out.mkdir(parents=True, exist_ok=True)
-    weights = "default" if row.model is None else train(row.model, given.data, out, given.steps)
+    weights = "default" if row.model is None else train(row.model, given.data, out, given.steps, given.threads)
     questions, training = ask(row, given.data, given.output, given.per_case)
     answers = answer(row, weights, questions, given.data, out)
     scores = ("evaluate", "answers", answers, "--reference", questions, "--baseline-train", training)
@@ -80,14 +83,16 @@ def main() -> None:
     print(f"{given.row}: {row.about}\n{(out / 'scores' / 'table.md').read_text(encoding='utf-8')}")
 
 
-def train(settings: dict[str, Any], data: Path, out: Path, steps: int | None) -> Path:
+def train(settings: dict[str, Any], data: Path, out: Path, steps: list[int] | None, threads: int | None) -> Path:
     """Alignment and instruction with these settings; the folder of the weights."""
     config = yaml.safe_load((REPOSITORY / "configs" / "vlm.yaml").read_text(encoding="utf-8"))
     config |= {"data": str(data), "split": str(REPOSITORY / "configs" / "split.json"), "model": settings}
     aligned, tuned = (out.parent / f"{out.name}_{stage}" for stage in ("alignment", "instruction"))  # share features
     config["alignment"] |= {"output": str(aligned)}
     config["instruction"] |= {"start": str(aligned / "model"), "output": str(tuned)}
-    config["instruction"] |= {"steps": steps} if steps else {}
+    config |= {"threads": threads} if threads else {}
+    for stage, number in zip(("alignment", "instruction"), steps or (), strict=False):
+        config[stage]["steps"] = number
     file = out / "vlm.yaml"
     file.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
     for stage in ("alignment", "instruction"):
