@@ -8,6 +8,7 @@ Deep supervision: the U-Nets take the option `deep_supervision: true`. Then, in 
 `network.decoder(maps)` return a list of logits instead, finest first, one a decoder stage; the finest has the size of
 the patch, each other one the size of an encoder stage. In eval mode it is always the one finest tensor, and the weights
 have the same names and shapes with the option and without it.
+`network.encoder_modules()` lists the modules whose weights the feature maps depend on; `parts` tells them from the rest.
 
 A classifier (`build_classifier`) sees a window and returns (B, outputs) logits; it has no encoder and no decoder.
 """
@@ -43,6 +44,12 @@ def build_network(name: str, channels: int, outputs: int, options: dict[str, Any
 def build_classifier(name: str, channels: int, outputs: int, options: dict[str, Any]) -> nn.Module:
     """Build a classifier of windows by name. Raises ConfigError as `build_network` does."""
     return _build(CLASSIFIERS, name, channels, outputs, options)
+
+
+def parts(network: nn.Module) -> dict[str, list[nn.Module]]:
+    """"encoder" and "decoder": every module of a network under one of the two, each without those inside of it."""
+    encoder = {module: None for root in network.encoder_modules() for module in root.modules()}  # type: ignore[operator]
+    return {"encoder": [*encoder], "decoder": [module for module in network.modules() if module not in encoder]}
 
 
 def _build(table: dict[str, str], name: str, channels: int, outputs: int, options: dict[str, Any]) -> nn.Module:

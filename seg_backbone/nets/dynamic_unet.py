@@ -102,6 +102,7 @@ def resenc_unet_l(channels: int, outputs: int, **options: Any) -> nn.Module:
 class _OneTensorInEval:
     """Deep supervision follows the mode of the module, see seg_backbone.nets."""
 
+    encoder: Any
     decoder: Any
 
     def __init__(self, supervised: bool, **options: Any) -> None:
@@ -111,6 +112,9 @@ class _OneTensorInEval:
     def train(self, mode: bool = True) -> Any:
         self.decoder.deep_supervision = mode and self.supervised
         return super().train(mode)  # type: ignore[misc]
+
+    def encoder_modules(self) -> list[nn.Module]:
+        return [self.encoder]
 
 
 class PlainUNet(_OneTensorInEval, PlainConvUNet):

@@ -78,6 +78,9 @@ class SwinUnetr(SwinUNETR):
             x = stage(x, skip)
         return self.out(x)
 
+    def encoder_modules(self) -> list[nn.Module]:
+        return [self.swinViT, self.encoder1, self.encoder2, self.encoder3, self.encoder4, self.encoder10]
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.decoder(self.encoder(x))
 
@@ -90,6 +93,9 @@ class SegResnet(SegResNet):
 
     def decoder(self, maps: list[torch.Tensor]) -> torch.Tensor:
         return self.decode(maps[-1], maps[::-1])
+
+    def encoder_modules(self) -> list[nn.Module]:
+        return [self.convInit, self.down_layers]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.decoder(self.encoder(x))

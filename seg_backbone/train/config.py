@@ -25,6 +25,7 @@ CHOICES = {
     "precision": ("auto", "fp32", "bf16", "fp16"),
     "device": ("auto", "cpu", "cuda"),
 }
+PARTS = ("encoder", "decoder")
 INFINITE = float("inf")
 LIMITS = {
     "accumulate": (1, INFINITE),
@@ -114,7 +115,9 @@ class SegmentationConfig:
     synthetic_tumours: draws tumours into training windows, off without it, and never in validation; its keys are
     `share` (0.5) of the windows and those of seg_backbone.synthetic_tumours.TumourRecipe, with classes of the plan.
 
-    Steps. start: model folder whose weights to begin from. One step sees `batch` windows times `accumulate` times the
+    Steps. start: model folder, or name of a model that ships, whose weights to begin from. frozen: parts of the network
+    whose weights stay those of `start` to the bit, "encoder" (and with it every feature of it) or "decoder", or both
+    where the plan has heads for whole scans, which always learn. One step sees `batch` windows times `accumulate` times the
     processes. optimizer: "adamw" or "sgd" (Nesterov, `momentum`); schedule: "cosine" or "poly", after a linear warm-up,
     to zero over schedule_steps (default: steps). clip: the largest norm of the gradient. ema: decay of the averaged
     weights, which are the ones validated and saved; 0 for none. precision: "auto" (bf16 on a GPU that has it, else
@@ -143,6 +146,7 @@ class SegmentationConfig:
     augmentation: Augmentation = field(default_factory=Augmentation)
     synthetic_tumours: SyntheticTumours | None = None
     start: Path | None = None
+    frozen: tuple[str, ...] = ()
     steps: int = 5000
     schedule_steps: int | None = None
     batch: int = 2
@@ -179,6 +183,12 @@ class SegmentationConfig:
         if self.plan.painted or self.plan.orientation != "RAS" or self.plan.members > 1:
             found = "one of an imported model or of an ensemble"
             raise ConfigError("plan", "a plan that training can fill", found, "start from `vlm configure`")
+        if strange := sorted(set(self.frozen) - set(PARTS)):
+            raise ConfigError("frozen", f"one or both of {', '.join(PARTS)}", ", ".join(map(str, strange)), "correct it")
+        if self.frozen and not self.start:
+            raise ConfigError("frozen", "`start`, the model whose weights are kept", "none", "add it")
+        if set(self.frozen) == set(PARTS) and not self.plan.heads:
+            raise ConfigError("frozen", "a part that is left to train", "none", "freeze one of them")
         if self.consistency and not self.ema:
             raise ConfigError("consistency", "`ema` above 0, whose average is the teacher", "0", "set it, say 0.99")
         if self.synthetic_tumours:
@@ -218,6 +228,8 @@ class SegmentationConfig:
         data["augmentation"] = Augmentation(**data.get("augmentation", {}))
         if data.get("synthetic_tumours") is not None:
             data["synthetic_tumours"] = SyntheticTumours.parse(data["synthetic_tumours"])
+        named = data.get("frozen") or ()
+        data["frozen"] = (named,) if isinstance(named, str) else tuple(named)
         data["members"] = tuple(Member(**member) for member in data.get("members", ()))
         if data.get("consistency") is not None:
             data["consistency"] = Consistency(**data["consistency"])

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import torch
 from torch import nn
 
 from seg_backbone.checkpoint import find_model, load_model, save_model
 from seg_backbone.errors import ConfigError
-from seg_backbone.nets import build_network
+from seg_backbone.nets import build_network, parts
 from seg_backbone.plan import Plan
 from seg_backbone.scan_heads import ScanHeads, load_heads, pooled_features, save_heads
 from seg_backbone.train.config import SegmentationConfig
@@ -32,13 +32,29 @@ class Output(NamedTuple):
 class Model(nn.Module):
     """One forward pass for the mask and for every extra head.
 
-    A head takes (features, logits): the network's feature maps, fine to coarse, and its logits at the finest.
+    A head takes (features, logits): the network's feature maps, fine to coarse, and its logits at the finest. frozen:
+    parts of the network (see nets.parts) that take no gradient and stay in eval mode, so that nothing of them changes.
     """
 
-    def __init__(self, network: nn.Module, heads: dict[str, nn.Module] | None = None) -> None:
+    def __init__(
+        self, network: nn.Module, heads: dict[str, nn.Module] | None = None, frozen: Sequence[str] = ()
+    ) -> None:
         super().__init__()
         self.network = network
         self.heads = nn.ModuleDict(heads)
+        self.frozen = tuple(frozen)
+        for module in self._frozen_modules():
+            for weight in module.parameters(recurse=False):
+                weight.requires_grad_(False)
+
+    def _frozen_modules(self) -> list[nn.Module]:
+        return [module for name in self.frozen for module in parts(self.network)[name]]
+
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        for module in self._frozen_modules():
+            module.training = False
+        return self
 
     def forward(self, image: torch.Tensor) -> Output:
         if not self.heads:
@@ -64,7 +80,7 @@ def build_model(config: SegmentationConfig) -> Model:
             raise ConfigError(
                 config.start, "a model with the network of the plan", "another one", "change it"
             ) from None
-    return Model(network, heads)
+    return Model(network, heads, config.frozen)
 
 
 class LossWeights(nn.Module):
@@ -102,8 +118,8 @@ def running_average(model: Model, decay: float) -> torch.optim.swa_utils.Average
 
     def follow(own: list[torch.Tensor], models: list[torch.Tensor], steps: torch.Tensor) -> None:
         share = 1 - ((1 + steps) / (10 + steps)).clamp(max=decay)  # stays on the device: nothing waits for it
-        change = torch._foreach_sub(models, own)
+        change = torch._foreach_sub(own, models)  # 0 where a weight is frozen, which then keeps every bit
         torch._foreach_mul_(change, share)
-        torch._foreach_add_(own, change)
+        torch._foreach_sub_(own, change)
 
     return torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=follow)

@@ -12,11 +12,12 @@ from seg_backbone.train.config import SegmentationConfig
 
 
 def build_optimizer(model: nn.Module, config: SegmentationConfig) -> torch.optim.Optimizer:
-    """AdamW, or SGD with Nesterov momentum as nnU-Net trains."""
+    """AdamW, or SGD with Nesterov momentum as nnU-Net trains. It holds the weights that are not frozen."""
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
     if config.optimizer == "sgd":
         options = {"momentum": config.momentum, "nesterov": config.momentum > 0, "weight_decay": config.weight_decay}
-        return torch.optim.SGD(model.parameters(), config.learning_rate, **options)
-    return torch.optim.AdamW(model.parameters(), config.learning_rate, weight_decay=config.weight_decay)
+        return torch.optim.SGD(weights, config.learning_rate, **options)
+    return torch.optim.AdamW(weights, config.learning_rate, weight_decay=config.weight_decay)
 
 
 def build_schedule(optimizer: torch.optim.Optimizer, config: SegmentationConfig) -> torch.optim.lr_scheduler.LambdaLR:

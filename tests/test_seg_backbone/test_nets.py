@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from seg_backbone.errors import ConfigError
-from seg_backbone.nets import NETWORKS, build_classifier, build_network
+from seg_backbone.nets import NETWORKS, build_classifier, build_network, parts
 
 TINY = {"features": (3, 4, 5, 6, 7), "blocks": (1, 1, 2, 1, 1), "strides": (1, 2, 2, 2, 2)}
 
@@ -49,6 +49,24 @@ def test_every_weight_learns():
     network(torch.randn(1, 2, 32, 16, 16)).square().sum().backward()
     idle = {name for name, p in network.named_parameters() if p.grad is None}
     assert idle == {f"decoder.seg_layers.{n}.{kind}" for n in range(3) for kind in ("weight", "bias")}
+
+
+SMALL = {
+    "residual_unet": TINY,
+    "plain_unet": {"features": (4, 8), "deep_supervision": True},
+    "segresnet": {"features": 8},
+    "swin_unetr": {"features": 12, "depths": (1, 1, 1, 1)},
+}
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_the_encoder_is_what_the_feature_maps_depend_on(name):
+    network = build_network(name, 2, 3, SMALL[name]).to("meta")
+    named = {part: [p for m in modules for p in m.parameters(recurse=False)] for part, modules in parts(network).items()}
+    sum(one.sum() for one in network.encoder(torch.zeros(1, 2, 64, 64, 64, device="meta"))).backward()
+    assert all(p.grad is not None for p in named["encoder"]) and named["encoder"]
+    assert all(p.grad is None for p in named["decoder"]) and named["decoder"]
+    assert len({*named["encoder"], *named["decoder"]}) == len([*network.parameters()])
 
 
 def test_an_unknown_name_lists_the_known_ones():

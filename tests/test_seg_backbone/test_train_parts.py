@@ -17,6 +17,7 @@ from seg_backbone.train.config import SegmentationConfig
 from seg_backbone.train.data import build_sources
 from seg_backbone.train.log import Log
 from seg_backbone.train.model import Model, Output
+from seg_backbone.train.optimise import build_optimizer
 from seg_backbone.train.objective import Step, at, mask_term, total
 from seg_backbone.train.samples import Batches, Sample, ahead, stack
 from seg_backbone.train.validation import means, score
@@ -111,6 +112,43 @@ def test_extra_heads_see_features_and_finest_logits():
     output = Model(Halves(), {"mean": Mean()})(image)
     torch.testing.assert_close(output.heads["mean"], torch.stack([image[..., ::2].mean(), 2 * image.mean()]))
     assert torch.equal(output.logits[0], Model(Halves())(image).logits[0])
+
+
+class Normed(nn.Module):
+    """A network whose two halves keep statistics and drop out."""
+
+    def __init__(self):
+        super().__init__()
+        self.down, self.up = (nn.Sequential(nn.BatchNorm3d(2), nn.Dropout(0.5), nn.Conv3d(2, 2, 1)) for _ in range(2))
+
+    def encoder(self, x):
+        return [self.down(x)]
+
+    def decoder(self, maps):
+        return self.up(maps[0])
+
+    def encoder_modules(self):
+        return [self.down]
+
+    def forward(self, x):
+        return self.decoder(self.encoder(x))
+
+
+@pytest.mark.parametrize(("frozen", "still", "moves"), [("encoder", "down", "up"), ("decoder", "up", "down")])
+def test_a_frozen_part_takes_no_gradient_and_keeps_its_statistics(frozen, still, moves):
+    model = Model(Normed(), frozen=(frozen,))
+    before = {name: value.clone() for name, value in model.network.state_dict().items()}
+    model.train()(torch.rand(2, 2, 4, 4, 4)).logits.sum().backward()
+    kept = {name for name, value in model.network.state_dict().items() if torch.equal(before[name], value)}
+    assert all(name in kept for name in before if name.startswith(still))
+    assert f"{moves}.0.running_mean" not in kept
+    grads = {name for name, weight in model.network.named_parameters() if weight.grad is not None}
+    assert grads == {name for name, _ in model.network.named_parameters() if name.startswith(moves)}
+    held = build_optimizer(model, configuration()).param_groups[0]["params"]
+    assert {id(weight) for weight in held} == {id(weight) for weight in getattr(model.network, moves).parameters()}
+    assert model.network.training or frozen == "decoder"
+    assert not any(module.training for module in getattr(model.network, still).modules())
+    assert not model.eval().network.training
 
 
 def a_case(name, *unknown, shape=(6, 6, 6), drawn=()):

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import PartialState
+from safetensors.torch import load_file
 
 from seg_backbone.augment import Augmentation
 from seg_backbone.cases import DatasetEntry
@@ -185,6 +186,38 @@ def test_starting_from_a_model(data, tmp_path):
     assert "\n" not in str(caught.value)
     with pytest.raises(CheckpointError):
         train_segmentation(replace(config, start=tmp_path / "nothing"))
+
+
+def bits(folder):
+    """The float16 numbers of a model folder, bit by bit, under the names of the network."""
+    return {name: value.view(torch.int16) for name, value in load_file(folder / "weights.safetensors").items()}
+
+
+@pytest.mark.parametrize("frozen", ["encoder", "decoder"])
+def test_a_frozen_part_keeps_every_bit(data, tmp_path, frozen):
+    torch.manual_seed(7)
+    network = build_network("residual_unet", 2, 3, OPTIONS)
+    with torch.no_grad():
+        for weight in network.parameters():
+            weight.flatten()[0] = -0.0  # whose sign an average of two zeros loses
+    start = save_model(network, PLAN, tmp_path / "start", half=True)
+    config = configuration(data, tmp_path / "whole", start=start, frozen=(frozen,), weight_decay=0.1)
+    whole = train_segmentation(config)
+    before, after = bits(start), bits(whole)
+    same = {name for name in before if torch.equal(before[name], after[name])}
+    assert same >= {name for name in before if name.startswith(frozen)}
+    learnt = {name for name in before if not name.startswith(frozen) and not name.endswith("bias")}
+    assert learnt and not learnt & same  # a bias before an instance norm has no gradient
+
+    parts = replace(config, output=tmp_path / "parts")
+    with pytest.raises(KeyboardInterrupt):
+        train_segmentation(parts, resume=True, progress=Stop(6))
+    resumed = train_segmentation(parts, resume=True)
+    assert (resumed / "weights.safetensors").read_bytes() == (whole / "weights.safetensors").read_bytes()
+    moments = torch.load(tmp_path / "whole" / "checkpoint.pt", weights_only=True)["optimizer"]["state"]
+    assert 0 < len(moments) < len(before)
+    with pytest.raises(ConfigError, match="a checkpoint of this configuration"):
+        train_segmentation(replace(parts, frozen=(), steps=12), resume=True)
 
 
 def test_two_processes_train_what_one_does_that_gathers_two_batches(data, tmp_path):
@@ -428,14 +461,15 @@ def test_datasets_come_up_evenly_in_proportion():
     assert all(sorted(order[n : n + 4]) == [0, 0, 1, 2] for n in range(0, 240, 4))
 
 
-def test_our_configuration_reads(tmp_path):
-    config = SegmentationConfig.read(REPOSITORY / "configs" / "segmentation.yaml")
+@pytest.mark.parametrize("path", sorted((REPOSITORY / "configs").glob("segmentation*.yaml")), ids=lambda p: p.stem)
+def test_our_configurations_read(path):
+    config = SegmentationConfig.read(path)
     assert "tumour" in config.plan.classes
     assert set(config.plan.single) | set(config.plan.minimum_ml) <= set(config.plan.classes)
     assert all(set(entry.absent) <= set(config.plan.classes) for entry in config.datasets)
     assert (REPOSITORY / config.split).is_file()
     assert all(n % 2 ** (len(config.plan.network_options["strides"]) - 1) == 0 for n in config.plan.patch)
-    changed = SegmentationConfig.read(REPOSITORY / "configs" / "segmentation.yaml", steps=3, output="x", batch=None)
+    changed = SegmentationConfig.read(path, steps=3, output="x", batch=None)
     assert (changed.steps, changed.output, changed.batch) == (3, Path("x"), config.batch)
     assert isinstance(hash(changed.datasets), int)
 
@@ -475,6 +509,11 @@ augmentation: {mirror: 0.25}
         ("augmentation", "pseudo_labels: {rounds: 0}\naugmentation", "rounds"),
         ("augmentation", "pseudo_labels: {rules: {certain: 2}}\naugmentation", "certain"),
         ("augmentation", "pseudo_labels: 3\naugmentation", ""),
+        ("augmentation", "start: m\nfrozen: [encoder, stem]\naugmentation", "one or both of encoder, decoder.*stem"),
+        ("augmentation", "start: m\nfrozen: neck\naugmentation", "found neck"),
+        ("augmentation", "start: m\nfrozen: [encoder, decoder]\naugmentation", "left to train"),
+        ("augmentation", "frozen: encoder\naugmentation", "`start`"),
+        ("augmentation", "start: m\nfrozen: 3\naugmentation", ""),
     ],
 )
 def test_a_configuration_that_does_not_fit(tmp_path, old, new, words):
