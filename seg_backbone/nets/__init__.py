@@ -47,7 +47,7 @@ def build_classifier(name: str, channels: int, outputs: int, options: dict[str, 
 
 
 def parts(network: nn.Module) -> dict[str, list[nn.Module]]:
-    """"encoder" and "decoder": every module of a network under one of the two, each without those inside of it."""
+    """ "encoder" and "decoder": every module of a network under one of the two, each without those inside of it."""
     encoder = {module: None for root in network.encoder_modules() for module in root.modules()}  # type: ignore[operator]
     return {"encoder": [*encoder], "decoder": [module for module in network.modules() if module not in encoder]}
 

@@ -184,7 +184,9 @@ class SegmentationConfig:
             found = "one of an imported model or of an ensemble"
             raise ConfigError("plan", "a plan that training can fill", found, "start from `vlm configure`")
         if strange := sorted(set(self.frozen) - set(PARTS)):
-            raise ConfigError("frozen", f"one or both of {', '.join(PARTS)}", ", ".join(map(str, strange)), "correct it")
+            raise ConfigError(
+                "frozen", f"one or both of {', '.join(PARTS)}", ", ".join(map(str, strange)), "correct it"
+            )
         if self.frozen and not self.start:
             raise ConfigError("frozen", "`start`, the model whose weights are kept", "none", "add it")
         if set(self.frozen) == set(PARTS) and not self.plan.heads:

@@ -62,7 +62,9 @@ SMALL = {
 @pytest.mark.parametrize("name", SMALL)
 def test_the_encoder_is_what_the_feature_maps_depend_on(name):
     network = build_network(name, 2, 3, SMALL[name]).to("meta")
-    named = {part: [p for m in modules for p in m.parameters(recurse=False)] for part, modules in parts(network).items()}
+    named = {
+        part: [p for m in modules for p in m.parameters(recurse=False)] for part, modules in parts(network).items()
+    }
     sum(one.sum() for one in network.encoder(torch.zeros(1, 2, 64, 64, 64, device="meta"))).backward()
     assert all(p.grad is not None for p in named["encoder"]) and named["encoder"]
     assert all(p.grad is None for p in named["decoder"]) and named["decoder"]
