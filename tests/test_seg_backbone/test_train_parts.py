@@ -17,8 +17,8 @@ from seg_backbone.train.config import SegmentationConfig
 from seg_backbone.train.data import build_sources
 from seg_backbone.train.log import Log
 from seg_backbone.train.model import Model, Output
-from seg_backbone.train.optimise import build_optimizer
 from seg_backbone.train.objective import Step, at, mask_term, total
+from seg_backbone.train.optimise import build_optimizer
 from seg_backbone.train.samples import Batches, Sample, ahead, stack
 from seg_backbone.train.validation import means, score
 
