@@ -117,11 +117,11 @@ class SegmentationConfig:
 
     Steps. start: model folder, or name of a model that ships, whose weights to begin from. frozen: parts of the network
     whose weights stay those of `start` to the bit, "encoder" (and with it every feature of it) or "decoder", or both
-    where the plan has heads for whole scans, which always learn. One step sees `batch` windows times `accumulate` times the
-    processes. optimizer: "adamw" or "sgd" (Nesterov, `momentum`); schedule: "cosine" or "poly", after a linear warm-up,
-    to zero over schedule_steps (default: steps). clip: the largest norm of the gradient. ema: decay of the averaged
-    weights, which are the ones validated and saved; 0 for none. precision: "auto" (bf16 on a GPU that has it, else
-    fp32), "fp32", "bf16" or "fp16". device: "auto", "cpu" or "cuda".
+    where the plan has heads for whole scans, which always learn. One step sees `batch` windows times `accumulate` times
+    the processes. optimizer: "adamw" or "sgd" (Nesterov, `momentum`); schedule: "cosine" or "poly", after a linear
+    warm-up, to zero over schedule_steps (default: steps). clip: the largest norm of the gradient. ema: decay of the
+    averaged weights, which are the ones validated and saved; 0 for none. precision: "auto" (bf16 on a GPU that has it,
+    else fp32), "fp32", "bf16" or "fp16". device: "auto", "cpu" or "cuda".
 
     Loss. class_weight: class -> weight of its voxels in the cross entropy, 1 for those not named. focal: exponent of
     the focal loss, 0 for plain cross entropy. classification: of the classes of whole scans; see ClassLoss.
