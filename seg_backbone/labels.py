@@ -19,63 +19,95 @@ from seg_backbone.errors import ConfigError, LabelError
 if TYPE_CHECKING:
     from seg_backbone.volume import Mask
 
-# Words for each class as radiologists write them; the first is the display name.
+# What a class is called: by radiologists, in Latin, in contouring labels, by patients. The first is displayed.
+_NEAR = ("in front of", "before", "below", "under", "beneath", "near", "next to", "by", "beside", "at", "of")
+_PAROTID = (
+    "parotid gland", "parotid", "parotis", "parotids", "parotides", "glandula parotidea", "glandula parotis",
+    "glandulae parotes", "glandulae parotideae", "parotid salivary gland", "parotidean gland", "parotidean",
+    "parotideal", "parotidea", "parotic gland", "gl parotidea", "gl parotis", "gln parotid", "glnd parotid",
+    "parotid organ", "preauricular gland", "preauricular salivary gland", "ear salivary gland", "ear gland",
+    *(f"{kind}gland {place} ear" for kind in ("", "salivary ", "saliva ", "spit ") for place in _NEAR),
+    "cheek gland", "cheek salivary gland", "salivary gland of cheek", "salivary gland in cheek", "mumps gland",
+    "parotid saliva gland", "parotid spit gland", "parot", "prtd", "par gl", "parotid gl", "pg", "parotida",
+    "parotide", "ohrspeicheldruse",
+)  # fmt: skip
 WORDS: dict[str, tuple[str, ...]] = {
     "tumour": (
         "tumour", "tumor", "lesion", "mass", "neoplasm", "sarcoma", "cancer", "malignancy", "gtv", "growth",
         "carcinoma", "lump", "malignancies", "tumoural", "tumoral", "tumorous", "neoplastic", "cancerous",
-        "neoformation", "blastoma", "neoplasmata", "sol", "space occupying lesion",
+        "neoformation", "blastoma", "neoplasmata", "sol", "space occupying lesion", "tumour mass", "tumor mass",
+        "tumour lesion", "tumor lesion", "tumour nodule", "tumor nodule", "tumour manifestation", "tumor manifestation",
+        "tumourous", "tumour tissue", "tumor tissue", "tumour burden", "tumor burden", "soft tissue mass",
+        "soft tissue tumour", "soft tissue tumor", "soft tissue sarcoma", "sts", "primary tumour", "primary tumor",
+        "primary lesion", "primary mass", "primary malignancy", "primary neoplasm", "primary sarcoma",
+        "gross tumour volume", "gross tumor volume", "gross tumour", "gross tumor", "gross disease", "gtvp", "gtv p",
+        "gtv primary", "gtvt", "gtv t", "index lesion", "target lesion", "neoplasma", "neoplasia", "neoplasias",
+        "newgrowth", "new growth", "malignoma", "malignant process", "malignant disease", "tumour disease",
+        "neoplastic process", "neoplastic tissue", "neoplastic disease", "expansile process", "expansive process",
+        "space occupying process", "space occupying mass", "space occupation", "space occupier", "tumefaction",
+        "blastema", "oncoma", "cancroid", "sarcomatous", "carcinomatous", "cancer tissue",
+        "cancer mass", "cancerous lump", "cancerous growth",
+        "abnormal growth", "suspicious lump", "suspicious mass", "suspicious lesion", "tumeur", "tumore", "geschwulst",
     ),
     "brainstem": (
-        "brainstem", "brain stem", "truncus encephali", "truncus cerebri", "trunci encephali", "stem of the brain",
-        "stems of the brain",
+        "brainstem", "brain stem", "truncus encephali", "truncus cerebri", "trunci encephali", "stem of brain",
+        "stem of the brain", "stems of the brain", "truncus encephalicus", "encephalic trunk", "encephalic stem",
+        "cerebral trunk", "cerebral stem", "brain trunk", "encephalon stem", "encephalon trunk", "trunk of cerebrum",
+        "stem of cerebrum", "stem of encephalon", "stalk of brain", "brain stalk", "bstem", "brstem", "br stem",
+        "brnstem", "brain st", "bs", "brainstem core", "brainstem prv", "brainstem surface",
+        "truncus cerebralis", "caudex cerebri", "caudex encephali", "lower brain stem", "whole brain stem",
+        "tronc cerebral", "tronco encefalico", "tronco cerebral", "hirnstamm",
     ),
     "spinal_cord": (
         "spinal cord", "cord", "medulla spinalis", "spinalcord", "spinal medulla", "spinal marrow", "myelon",
-        "medullae spinales",
+        "medullae spinales", "spinal chord", "spine cord", "spinal cords", "chorda spinalis", "cervical cord",
+        "thoracic cord", "lumbar cord", "dorsal cord", "cervical spinal cord", "thoracic spinal cord",
+        "cervical myelon", "cervical medulla spinalis", "upper cord", "myelos", "myelum", "medullary cord",
+        "nervous cord", "nerve cord", "neural cord", "vertebral cord", "backbone cord", "vertebral marrow",
+        "spine marrow", "marrow of spine", "cord of spine", "spinal nerve cord", "spinal column cord",
+        "cord of spinal column", "cord of backbone", "cord in spine", "cord in backbone", "cord within spine",
+        "nerve cord in back", "nerve cord in spine", "nerve cord of back", "cord of nerves", "back cord",
+        "cord in back", "rachidian medulla", "spinal cord prv", "cord prv", "spinal cord tissue", "spc", "sp cord",
+        "spcord", "spinalis cord", "rachidian cord", "medula spinalis", "medulla spin", "spinal c",
+        "sc", "moelle epiniere", "medula espinal", "midollo spinale", "ruckenmark",
     ),
     "parotid_right": (
-        "right parotid gland", "right parotid", "parotid gland on the right", "rightparotid", "right parotis",
-        "right glandula parotidea", "right glandulae parotideae", "right parotides", "right glandulae parotes",
+        *(f"right {word}" for word in _PAROTID), "parotid gland on the right", "rightparotid",
     ),
     "parotid_left": (
-        "left parotid gland", "left parotid", "parotid gland on the left", "leftparotid", "left parotis",
-        "left glandula parotidea", "left glandulae parotideae", "left parotides", "left glandulae parotes",
+        *(f"left {word}" for word in _PAROTID), "parotid gland on the left", "leftparotid",
     ),
     "esophagus": (
         "esophagus", "oesophagus", "gullet", "food pipe", "foodpipe", "esophageal", "oesophageal", "esophagi",
-        "oesophagi",
+        "oesophagi", "esophageal tube", "oesophageal tube", "esophagal", "oesophagal", "oesophageus", "food tube",
+        "food passage", "food canal", "food channel", "feeding pipe", "feed pipe", "eating tube", "eating pipe",
+        "swallowing tube", "swallowing pipe", "swallow tube", "swallow pipe", "swallowing passage", "gullet tube",
+        "pipe to stomach", "tube to stomach", "stomach pipe", "esoph", "oesoph", "eso", "oes", "osophagus",
+        "esofagus", "oesofagus", "esophag", "oesophag", "cervical esophagus", "cervical oesophagus",
+        "thoracic esophagus", "thoracic oesophagus", "esophageal body", "oesophageal body", "alimentary tube",
+        "oesophage", "esofago", "speiserohre",
     ),
-    "larynx": ("larynx", "voice box", "voicebox", "laryngeal", "larynges", "voice organ", "organ of voice"),
-    "mandible": ("mandible", "lower jaw", "jaw bone", "jawbone", "jaw", "mandibular"),
+    "larynx": (
+        "larynx", "voice box", "voicebox", "laryngeal", "larynges", "voice organ", "organ of voice",
+        "laryngeal skeleton", "laryngeal box", "laryngeal organ", "laryngeal complex", "laryngeal structures",
+        "larynxes", "vocal organ", "vocal box", "vocal apparatus", "voice apparatus", "voice producing organ",
+        "organ of phonation", "phonation organ", "phonatory organ", "phonatory apparatus", "organ of speech",
+        "speech organ", "speech box", "speaking organ", "sound box", "box of voice", "laryngs",
+        "endolarynx", "whole larynx", "entire larynx", "larynx prv", "lx", "laringe", "kehlkopf",
+    ),
+    "mandible": (
+        "mandible", "lower jaw", "jaw bone", "jawbone", "jaw", "mandibular", "mandibula", "mandibulae",
+        "mandibular bone", "bone mandible", "bone of lower jaw", "lower jaw bone", "lower jawbone", "inferior jaw",
+        "inferior jaw bone", "inferior jawbone", "bottom jaw", "bottom jaw bone", "jaw lower", "under jaw", "underjaw",
+        "nether jaw", "lower maxilla", "inferior maxilla", "inferior maxillary bone", "inferior maxillary",
+        "lower maxillary bone", "maxilla inferior", "os mandibulare", "ossa mandibularia", "os mandibulae",
+        "submaxilla", "submaxillary bone", "chin bone", "chinbone", "jaws", "lower jaws", "mandib", "mand",
+        "mandibulum", "dentary", "dentary bone", "chewing bone", "mandibola", "mandibule", "unterkiefer",
+    ),
 }  # fmt: skip
 LESIONS = ("tumour",)
 LESION_WORDS = (*WORDS["tumour"], "lesions", "tumours", "tumors", "metastasis", "metastases", "nodule", "nodules")
-# Anatomy that people ask about and no checkpoint here segments: what to answer is "not trained for it", never "no".
-OTHER_ANATOMY: tuple[str, ...] = (
-    "liver", "spleen", "pancreas", "gallbladder", "kidney", "adrenal gland", "stomach", "duodenum", "small bowel",
-    "bowel", "colon", "rectum", "appendix", "urinary bladder", "bladder", "prostate", "uterus", "ovary", "testis",
-    "heart", "left ventricle", "atrium", "aorta", "inferior vena cava", "superior vena cava", "portal vein",
-    "pulmonary artery", "carotid artery", "iliac artery", "lung", "lung lobe", "upper lobe", "lower lobe", "trachea",
-    "bronchus", "pleura", "pleural effusion", "thyroid", "thyroid gland", "thymus", "breast", "submandibular gland",
-    "tonsil", "tongue", "pharynx", "oral cavity", "eye", "optic nerve", "optic chiasm", "lens", "pituitary", "cochlea",
-    "brain", "cerebellum", "hippocampus", "ventricle", "white matter", "grey matter", "skull", "maxilla", "sternum",
-    "rib", "clavicle", "scapula", "humerus", "radius", "ulna", "femur", "tibia", "fibula", "patella", "pelvis", "hip",
-    "sacrum", "vertebra", "vertebrae", "intervertebral disc", "muscle", "gluteus maximus", "iliopsoas", "lymph node",
-    "necrosis", "oedema", "edema", "cyst", "nodule", "metastasis", "fracture", "haemorrhage", "hemorrhage",
-)  # fmt: skip
-# Names that hold a word of a class and mean something else.
-FALSE_FRIENDS = (
-    "vocal cord",
-    "spermatic cord",
-    "umbilical cord",
-    "body mass",
-    "muscle mass",
-    "bone mass",
-    "growth plate",
-)
-# English words one slip away from an anatomical one.
-NO_SLIPS = ("lesson", "lessons", "legion", "legions", "cancel", "cancels", "canter", "radium")
+NO_LESIONS = ("body mass", "muscle mass", "bone mass", "fat mass", "lean mass", "mass effect", "growth plate")
 # Ids that a challenge's scorer expects. Every lesion class stands under "tumour".
 FLARE23_LABELS = {
     "liver": 1,
@@ -121,7 +153,7 @@ def other_side(name: str) -> str | None:
 
 def is_lesion(name: str) -> bool:
     """Whether a canonical class name is that of lesions: "tumour", "liver_tumor", "lung_nodule_left"."""
-    return display(name) not in FALSE_FRIENDS and any(part in LESION_WORDS for part in name.split("_"))
+    return display(name) not in NO_LESIONS and any(part in LESION_WORDS for part in name.split("_"))
 
 
 def display(name: str) -> str:

@@ -1,21 +1,50 @@
-"""Which classes do the words of a question name? A lexical look-up, used beside the language model, never instead.
+"""Which structures do the words of a question name? A lexical look-up, used beside the language model, never instead.
 
 The pointer head gets the result as a feature of each instance, so that an explicit "left parotid" weighs in; the scope
 check uses it to say that a named organ is not one the checkpoint knows.
+
+The words lie in seg_backbone/labels.py (the classes of the checkpoint) and names.yaml (all other anatomy). They are
+looked up as phrases, the longest first: a "vocal cord" is then no cord, and the "mandibular canal" no mandible.
 """
 
 from __future__ import annotations
 
 import re
+import unicodedata
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
 
-from seg_backbone.labels import FALSE_FRIENDS, NO_SLIPS, OTHER_ANATOMY, WORDS, display
+import yaml
 
-_SIDES = ("left", "right")
-_SAID_SIDES = {r"rt?|dextr[aiou]\w*|dexter": "right", r"lt?|sinistr[aiou]\w*|sinister": "left"}  # "R parotid", Latin
+from seg_backbone.labels import WORDS, display
+
 SLIPPED = 6  # letters from which a word is recognised with one slip
-_LESION_WORDS = WORDS["tumour"]
+LESION = "tumour"  # the structure that every word for a lesion in general names
+_SIDES = ("left", "right")
+_LATIN_SIDES = {r"dextr(?:a|ae|i|um|us)|dexter": "right", r"sinistr(?:a|ae|i|um|us)|sinister": "left"}
+_SHORT_SIDES = {"l": "left", "lt": "left", "r": "right", "rt": "right"}
+# Between a side and the structure it belongs to: "left-sided parotid", "left or right parotid"; "parotid on the left".
+_HAND = r"(?:(?:sided?|handed|hand) )*"
+_TO_NEXT = re.compile(rf"{_HAND}(?:(?:,|and|or|vs|versus|to|from|than|with|against) (?:the )?(?:left|right) {_HAND})?")
+_TO_LAST = re.compile(
+    r"(?:(?:on|of|in|at|to|the|lying|located|situated|seen|found|side|left|right|,|and|or|vs|versus) )*"
+)
+_INSIDE = re.compile(r"(?<![a-z])(?:in|within|inside) (?:(?:the|both|left|right) )*$")
+_OF = re.compile(r"([a-z]+(?: node)?) of (?:(?:the|both|left|right) )*$")
+_LIES_IN = re.compile(r"(?:of|in|on|at|within|inside|from) (?:(?:the|both|left|right) )*")
+_PREPOSITIONS = "in|within|inside|of|on|at|to|from|by|near|below|beneath|under|before|behind|between|beside|around|with"
+_ENDINGS = (  # plural, singular
+    ("s", ""), ("es", ""), ("ies", "y"), ("ae", "a"), ("i", "us"), ("a", "um"), ("ia", "ion"), ("es", "is"),
+    ("ices", "ix"), ("ices", "ex"), ("nges", "nx"), ("ides", "is"), ("mata", "ma"), ("ora", "ur"), ("ina", "en"),
+)  # fmt: skip
+_KINDS = re.compile(r"[a-z]+(sarcoma|carcinoma|blastoma)(?:s|ta)?")  # liposarcoma is a sarcoma
+_HEADS = ("gland", "bone", "cord", "artery", "vein", "nerve", "muscle", "lobe", "cartilage")  # "gland, parotid"
+_END = ""  # the key under which a trie holds what a phrase names
+
+Trie = dict[str, Any]  # word -> trie of what may follow it
 
 
 @dataclass(frozen=True)
@@ -23,7 +52,7 @@ class Mention:
     """classes: those among the given ones that the text names, in the order of their first words there.
 
     others: names of known anatomy that is not among them. lesions: the text names a lesion in general ("mass",
-    "tumour"). places: the classes that lesions are asked about in: "tumours in the liver".
+    "tumour"). places: the classes that lesions are asked about in: "tumours in the liver", "liver tumours".
     """
 
     classes: tuple[str, ...]
@@ -32,73 +61,73 @@ class Mention:
     places: tuple[str, ...] = ()
 
 
+class _Hit(NamedTuple):
+    """A phrase, words [start, end) of a text, and what it may name. place: only as the place of a lesion."""
+
+    start: int
+    end: int
+    names: tuple[str, ...]
+    place: bool = False
+
+
+class _Side(NamedTuple):
+    """A side in a text: the number of its word, and of the hit that it belongs to, None for all of them."""
+
+    at: int
+    side: str
+    hit: int | None
+
+
+class _Known(NamedTuple):
+    """What is looked up where the classes are given.
+
+    members: structure -> (class, side) pairs. trie: the phrases of the classes' own names. compounds: (organ, finding)
+    -> the structure of a class like "liver_lesion". vocabulary: every word, for slips.
+    """
+
+    members: dict[str, list[tuple[str, str | None]]]
+    trie: Trie
+    compounds: dict[tuple[str, str], str]
+    vocabulary: frozenset[str]
+
+
 def find_mentions(text: str, classes: tuple[str, ...]) -> Mention:
     """Look for the given class names, their synonyms and plurals, with or without a side. Case does not matter.
 
     "left parotid" names parotid_left only, "parotid glands" both. A class that holds lesions (tumour) is also named by
-    any word for a lesion. Words of SLIPPED letters or more may hold one slip of the fingers; "vocal cord" is another
-    structure, not a cord. An empty text names nothing.
+    any word for a lesion. Words of SLIPPED letters or more may hold one slip of the fingers. A part ("the ramus of the
+    mandible") or a finding ("a fracture of the mandible") is another structure, not the one it belongs to; of a "liver
+    tumour" the liver is only the place. An empty text names nothing.
     """
-    text = " " + re.sub(r"[^a-z0-9%]+", " ", text.lower()) + " "
-    for said, meant in _SAID_SIDES.items():
-        text = re.sub(rf"(?<!\d) (?:{said})(?= [a-z]| $)", f" {meant}", text)
-    text = " ".join(_spelled(word, _vocabulary(classes)) for word in text.split(" "))
-    friends = [w for w in FALSE_FRIENDS if w.replace(" ", "_") not in classes and _pattern(w).search(text)]
-    for friend in friends:
-        text = _pattern(friend).sub(" ", text)
-    sides = {side for side in _SIDES if f" {side} " in text or f" {side}sided " in text}
-    lesions = any(_pattern(word).search(text) for word in _LESION_WORDS)
-    named, covered = dict[str, int](), set[str]()
+    known = _known(classes)
+    words = _words(text, known.vocabulary)
+    hits = _with_places(_with_parts(_hits(words, known), words, known), words, known)
+    sides = _sides(words, hits)
+    named: dict[str, tuple[int, int]] = {}  # class -> where it is first named, and with which side
+    places, others = set[str](), []
+    for number, hit in enumerate(hits):
+        members = _members(hit, known)
+        said = [side for side in sides if side.hit in (number, None)]
+        inside = hit.place or _INSIDE.search(_gap(words, 0, hit.start))
+        for name, side in members:
+            at = [(hit.start if s.hit == number else s.at, s.at) for s in said if s.side == side]
+            if side is None or not said or at:
+                places |= {name} if inside and not is_lesion(name) else set()
+                if not hit.place:
+                    first = min(at, default=(hit.start, 0))
+                    named[name] = min(named.get(name, first), first)
+        if not members and LESION not in hit.names:
+            others.append(hit.names[0])
+    general = [hit.start for hit in hits if LESION in hit.names]
     for name in classes:
-        base, side = split_side(name)
-        words = _words_of(name, base)
-        hit = [word for word in words if _pattern(word).search(text)]
-        covered |= {word for word in words}
-        if (hit and (side is None or not sides or side in sides)) or (lesions and is_lesion(name) and not hit):
-            named[name] = _first_place(text, hit or list(_LESION_WORDS), side)
-    others = friends
-    for word in OTHER_ANATOMY:
-        plain, _ = split_side(word.replace(" ", "_"))
-        plain = plain.replace("_", " ")
-        known = any(f" {plain} " in f" {c} " or f" {c} " in f" {plain} " for c in covered)
-        if not known and _pattern(plain).search(text):
-            others.append(word)
-    longest = [w for w in others if not any(w != o and w in o for o in others)]
-    for name in WORDS:
-        base, side = split_side(name)
-        foreign = name not in classes and not is_lesion(name) and all(split_side(c)[0] != base for c in classes)
-        this_side = side is None or not sides or side in sides
-        if foreign and this_side and any(_pattern(word).search(text) for word in _words_of(name, base)):
-            longest.append(display(name))
-    classes = tuple(sorted(named, key=lambda name: named[name]))
-    places = _places(text, classes) if lesions or any(map(is_lesion, classes)) else ()
-    return Mention(classes, tuple(dict.fromkeys(longest)), lesions, places)
-
-
-def _first_place(text: str, words: list[str], side: str | None) -> int:
-    """Where a class is first named by one of `words`, with its side where the text gives that beside them."""
-    found = [match.start() for word in words for match in _pattern(word).finditer(text)]
-    if side:
-        beside = [
-            match.start()
-            for word in words
-            for pattern in (rf" {side}(?: ?sided)? {re.escape(word)}", rf" {re.escape(word)}\w* (?:on|of) the {side} ")
-            for match in re.finditer(pattern, text)
-        ]
-        found = beside or found
-    return min(found, default=len(text))
-
-
-def _places(text: str, classes: tuple[str, ...]) -> tuple[str, ...]:
-    """The organs among `classes` whose names follow "in", "within" or "inside" directly."""
-    found = []
-    for name in classes:
-        base, side = split_side(name)
-        words = "|".join(re.escape(word) for word in _words_of(name, base))
-        sided = f"(?:{side} |both )?" if side else ""
-        if not is_lesion(name) and re.search(rf" (?:in|within|inside) (?:the )?{sided}(?:{words})(?:es|s)? ", text):
-            found.append(name)
-    return tuple(found)
+        if general and is_lesion(name):
+            named.setdefault(name, (general[0], 0))
+    return Mention(
+        classes=tuple(sorted(named, key=named.__getitem__)),
+        others=tuple(dict.fromkeys(others)),
+        lesions=bool(general),
+        places=tuple(name for name in classes if name in places and (general or any(map(is_lesion, named)))),
+    )
 
 
 def mentions_in(text: str, options: tuple[str, ...], classes: tuple[str, ...]) -> Mention:
@@ -124,11 +153,278 @@ def is_lesion(name: str) -> bool:
     return bool(words & {"tumour", "tumor", "lesion", "mass", "metastasis", "cancer", "gtv", "cyst", "nodule"})
 
 
-def _words_of(name: str, base: str) -> tuple[str, ...]:
-    """The ways to write a class without its side."""
-    spellings = [display(base), *WORDS.get(name, ())]
-    plain = {re.sub(r"\s+", " ", re.sub(r"\b(left|right|on the)\b", " ", w)).strip() for w in spellings}
-    return tuple(sorted(word for word in plain if len(word) > 2))
+def words_for(name: str) -> tuple[str, ...]:
+    """Every way to write a class, or an entry of `Mention.others`, without its side."""
+    label = display(split_side(name)[0])
+    return (label, *(word for structure in _structures(_normal(label)) for word in (structure, *_names()[structure])))
+
+
+# A text in words and phrases ----------------------------------------------------------------------------------------
+
+
+def _plain(text: str) -> str:
+    """Lower-case words without accents, possessives and the articles after a preposition; punctuation as commas."""
+    text = unicodedata.normalize("NFKD", text.replace("œ", "oe").replace("Œ", "Oe"))
+    text = "".join(letter for letter in text if not unicodedata.combining(letter))
+    text = re.sub(r"(?<=[a-z]{2})(?=[A-Z][a-z]{2})|(?<=[a-z]{4})(?=[LR]\b)", " ", text)  # SpinalCord, ParotidL
+    text = re.sub(r"['’](?:s\b)?", "", text.lower())
+    text = re.sub(r"\b([lr]t?)\.(?= [a-z])", r"\1", text)  # lt. parotid
+    text = re.sub(r"\s[-–—]+\s|[^a-z0-9%\s_–-]", " , ", text)
+    text = " " + " ".join(re.findall(r"[a-z0-9%]+|,", text)) + " "
+    text = re.sub(rf" ({_PREPOSITIONS}) (?:the|a|an|his|her|their|my|your|this|that|each)(?= )", r" \1", text)
+    return re.sub(r" (?:patient|person)(?= (?:left|right) )", "", text).strip()
+
+
+def _normal(text: str) -> str:
+    """A plain text in American spelling, but for Latin endings: oedema -> edema, costae."""
+    return re.sub(r"[ao]e(?=[a-z])", "e", _plain(text))
+
+
+def _words(text: str, vocabulary: frozenset[str]) -> list[str]:
+    """The words that are looked up: sides in English where they are told from litres and the like, slips mended."""
+    text = f" {_normal(text)} "
+    for short, meant in {**_table()["short"], **_LATIN_SIDES}.items():
+        text = re.sub(rf" (?:{short})(?= )", f" {meant}", text)
+    text = re.sub(r" (left|right)(?=[a-z]{4})", r" \1 ", text)  # leftparotid, rightsided
+    if pair := re.search(r" (lt?|rt?) (,|or|and|vs|versus) (lt?|rt?)(?= )", text):  # "L or R"
+        first, between, second = pair.groups()
+        both = f" {_SHORT_SIDES[first]} {between} {_SHORT_SIDES[second]}"
+        text = text[: pair.start()] + both + text[pair.end() :]
+    return [_spelled(word, vocabulary) for word in text.split()]
+
+
+def _hits(words: list[str], known: _Known) -> list[_Hit]:
+    """The longest phrases from left to right. The words of those that mean nothing in the body become commas."""
+    hits, n = [], 0
+    while n < len(words):
+        nothing: tuple[int, tuple[str, ...]] = (n, ())
+        own, common = (max(_found(trie, words, n), default=nothing) for trie in (known.trie, _trie()))
+        end, names = own if own[0] >= common[0] else common
+        if names and names[0] in _table()["friends"]:
+            words[n:end] = "," * (end - n)
+        elif names:
+            hits.append(_Hit(n, end, names))
+        n = max(end, n + 1)
+    return hits
+
+
+def _found(trie: Trie, words: list[str], start: int) -> Iterator[tuple[int, tuple[str, ...]]]:
+    """(end, structures) of every phrase of a trie that begins with a word of the text; it may hold a side."""
+    ahead = [(trie, start)]
+    while ahead:
+        node, n = ahead.pop()
+        if _END in node:
+            yield n, tuple(node[_END])
+        if n < len(words):
+            ahead += [(node[form], n + 1) for form in _forms(words[n]) if form in node]
+            if words[n] in _SIDES and n > start and _END not in node:
+                ahead.append((node, n + 1))
+
+
+@lru_cache(maxsize=4096)
+def _forms(word: str) -> tuple[str, ...]:
+    """A word and what it may be the plural of; of a kind of sarcoma also "sarcoma"."""
+    kind = _KINDS.fullmatch(word)
+    cut = ((word[: -len(many)] + one, len(word) - len(many)) for many, one in _ENDINGS if word.endswith(many))
+    return tuple(dict.fromkeys((word, *(form for form, kept in cut if kept > 1), *(kind.groups() if kind else ()))))
+
+
+def _gap(words: Sequence[str], start: int, end: int | None = None) -> str:
+    """Words [start, end) with a space after each."""
+    return "".join(f"{word} " for word in words[start:end])
+
+
+# What the phrases stand for -----------------------------------------------------------------------------------------
+
+
+def _members(hit: _Hit, known: _Known) -> list[tuple[str, str | None]]:
+    """The classes, with their sides, that a phrase may name."""
+    return [pair for name in hit.names for pair in known.members.get(name, ())]
+
+
+def _with_parts(hits: list[_Hit], words: list[str], known: _Known) -> list[_Hit]:
+    """The hits, where only a part of a class is spoken of ("the ramus of the mandible") the part instead."""
+    behind, ahead = set(_table()["parts"]), set(_table()["parts"] + _table()["parts_of"])
+    found: list[_Hit] = []
+    for hit in hits:
+        if found and hit.start < found[-1].end:
+            continue
+        if _members(hit, known) and not _is_finding(hit):
+            name, of = hit.names[0], _OF.search(_gap(words, 0, hit.start))
+            lymph = words[hit.end : hit.end + 1] == ["lymph"]
+            tail = _gap(words, hit.end, hit.end + 1 + lymph).strip()
+            if of and ahead & set(_forms(of[1].split()[0])):
+                start = hit.start - len(of[0].split())
+                found = [h for h in found if h.end <= start]
+                hit = _Hit(start, hit.end, (f"{of[1]} of the {name}",))
+            elif tail and behind & set(_forms(tail)):
+                hit = _Hit(hit.start, hit.end + 1 + lymph, (f"{_gap(words, hit.start, hit.end)}{tail}",))
+        found.append(hit)
+    return found
+
+
+def _with_places(hits: list[_Hit], words: list[str], known: _Known) -> list[_Hit]:
+    """The hits, with those organs as places only that say where a finding is: "renal cyst", "fracture of the jaw".
+
+    Where a class is such a finding of such an organ ("kidney_cyst") the finding means that class.
+    """
+    found = list(hits)
+    for n in range(len(found) - 1):
+        first, second = found[n], found[n + 1]
+        adjacent = first.end == second.start and _is_finding(second) and not _is_finding(first)
+        between = _gap(words, first.end, second.start)
+        after = _is_finding(first) and not _is_finding(second) and _LIES_IN.fullmatch(between)
+        if not (adjacent or after):
+            continue
+        here, there = (n, n + 1) if adjacent else (n + 1, n)
+        organ, finding = found[here], found[there]
+        own = [known.compounds[o, f] for o in organ.names for f in finding.names if (o, f) in known.compounds]
+        if own:
+            found[there] = finding._replace(names=tuple(own))
+        site = _gap(words, organ.start, organ.end).strip() in _table()["sites"]
+        if own or site or LESION not in finding.names or (adjacent and _members(organ, known)):
+            found[here] = organ._replace(place=True)
+    return [hit for hit in found if not hit.place or _members(hit, known)]
+
+
+def _is_finding(hit: _Hit) -> bool:
+    return any(name == LESION or name in _table()["findings"] for name in hit.names)
+
+
+def _sides(words: list[str], hits: list[_Hit]) -> list[_Side]:
+    """The sides in a text, each with the hit beside it; letters ("L") count only directly beside one."""
+    inside = {n: k for k, hit in enumerate(hits) for n in range(hit.start, hit.end)}
+    found = []
+    for n, word in enumerate(words):
+        side = word if word in _SIDES else _SHORT_SIDES.get(word)
+        if side is None or n in inside:
+            found += [_Side(n, word, inside[n])] if word in _SIDES else []
+            continue
+        after = next((k for k, hit in enumerate(hits) if hit.start > n), None)
+        last = max((k for k, hit in enumerate(hits) if hit.end <= n), default=None)
+        to_next = None if after is None else _gap(words, n + 1, hits[after].start)
+        to_last = None if last is None else _gap(words, hits[last].end, n)
+        if to_next is not None and _TO_NEXT.fullmatch(to_next) and (word in _SIDES or not to_next):
+            found.append(_Side(n, side, after))
+        elif to_last is not None and _TO_LAST.fullmatch(to_last) and (word in _SIDES or to_last in ("", ", ", "on ")):
+            found.append(_Side(n, side, last))
+        elif word in _SIDES:
+            found.append(_Side(n, side, None))
+    return found
+
+
+# The tables ---------------------------------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=1)
+def _table() -> dict[str, Any]:
+    """The content of names.yaml."""
+    table: dict[str, Any] = yaml.load(Path(__file__).with_name("names.yaml").read_text("utf-8"), yaml.CSafeLoader)
+    return table
+
+
+@lru_cache(maxsize=1)
+def _names() -> dict[str, tuple[str, ...]]:
+    """Structure -> the other words for it."""
+    names = {}
+    for words in WORDS.values():
+        plain = [re.sub(r"(?:on the )?\b(?:left|right)\b", "", word).strip() for word in words]
+        names[plain[0]] = tuple(dict.fromkeys(plain[1:]))
+    for section in ("anatomy", "findings", "lesions"):
+        names |= {name: tuple(words) for name, words in _table()[section].items()}
+    names[LESION] += tuple(_table()["kinds"])
+    return names
+
+
+@lru_cache(maxsize=2)
+def _trie(kinds: bool = False) -> Trie:
+    """The phrases of every structure and those that mean nothing. kinds: with lesions that few sets tell apart."""
+    trie: Trie = {}
+    for name, words in _names().items():
+        if kinds or name not in _table()["lesions"]:
+            for phrase in (name, *words):
+                _add(trie, phrase, name)
+    for phrase in _table()["friends"]:
+        _add(trie, phrase, phrase)
+    return trie
+
+
+def _add(trie: Trie, phrase: str, name: str) -> None:
+    """Let a phrase name a structure; of two words A B also AB, "B of A", and "B A" where B is a gland, a bone, ..."""
+    words = _normal(phrase).split()
+    orders = [words]
+    if len(words) == 2:
+        first, second = words
+        orders += [[second, "of", first], [first + second]] if min(len(first), len(second)) > 2 else []
+        orders += [[second, first]] if second in _HEADS else []
+    for order in orders:
+        node = trie
+        for word in order:
+            node = node.setdefault(word, {})
+        node.setdefault(_END, {})[name] = None
+
+
+def _structures(label: str) -> tuple[str, ...]:
+    """The structures that a normal text names as a whole; () for one that is not known."""
+    words = label.split()
+    return next((names for end, names in _found(_trie(kinds=True), words, 0) if end == len(words)), ()) if words else ()
+
+
+@lru_cache(maxsize=256)
+def _known(classes: tuple[str, ...]) -> _Known:
+    members: dict[str, list[tuple[str, str | None]]] = {}
+    trie: Trie = {}
+    compounds: dict[tuple[str, str], str] = {}
+    for name in classes:
+        base, side = split_side(name)
+        words = _normal(base.replace("_", " ")).split()
+        side = side or next((word for word in words if word in _SIDES), None)  # rib_left_1
+        words = [word for word in words if word not in _SIDES]
+        label, unnumbered = " ".join(words), " ".join(word for word in words if not re.search(r"\d", word))
+        structures = {label, *_structures(label), *_structures(unnumbered)}
+        for structure in structures:
+            members.setdefault(structure, []).append((name, side))
+        for phrase in {label, *(word for word in words if re.fullmatch(r"[a-z]+\d+", word))}:  # L1
+            _add(trie, phrase, label)
+        for structure in structures & set(_table()["lesions"]):
+            for phrase in (structure, *_names()[structure]):
+                _add(trie, phrase, structure)
+        for n in range(1, len(words)):
+            organ, finding = " ".join(words[:n]), " ".join(words[n:])
+            for second in _structures(finding):
+                if second == LESION or second in _table()["findings"]:
+                    compounds |= {(first, second): label for first in (organ, *_structures(organ))}
+    for whole, parts in _table()["wholes"].items():
+        members.setdefault(whole, [pair for part in parts for pair in members.get(part, ())])
+    own = _long(" ".join(classes).replace("_", " "))
+    return _Known(members, trie, compounds, _vocabulary() if own <= _vocabulary() else _vocabulary() | own)
+
+
+@lru_cache(maxsize=1)
+def _vocabulary() -> frozenset[str]:
+    """Every word of every structure that a slip is looked for in."""
+    return _long(" ".join(word for name, words in _names().items() for word in (name, *words)))
+
+
+@lru_cache(maxsize=1)
+def _ordinary() -> frozenset[str]:
+    """English words one slip away from an anatomical one."""
+    return frozenset(map(_normal, _table()["no_slips"]))
+
+
+def _long(text: str) -> frozenset[str]:
+    """The words of a text, long ones also in the plural."""
+    words = re.findall("[a-z]+", _normal(text))
+    return frozenset(words) | {word + many for word in words if len(word) >= SLIPPED for many in ("s", "es")}
+
+
+@lru_cache(maxsize=4096)
+def _spelled(word: str, vocabulary: frozenset[str]) -> str:
+    """The word of the vocabulary that a word of the text must mean, else the word. The first letter is never wrong."""
+    if len(word) < SLIPPED - 1 or not (vocabulary.isdisjoint(_forms(word)) and _ordinary().isdisjoint(_forms(word))):
+        return word
+    long = (known for known in vocabulary if len(known) >= SLIPPED and known[0] == word[0])
+    return min((known for known in long if abs(len(known) - len(word)) < 2 and one_slip(word, known)), default=word)
 
 
 def one_slip(first: str, second: str) -> bool:
@@ -144,25 +440,3 @@ def _shared(first: str, second: str) -> int:
     """How many letters two words begin with in common."""
     pairs = enumerate(zip(first, second, strict=False))
     return next((n for n, (a, b) in pairs if a != b), min(len(first), len(second)))
-
-
-@lru_cache(maxsize=4096)
-def _spelled(word: str, vocabulary: frozenset[str]) -> str:
-    """The word of the vocabulary that a word of the text must mean, else the word. The first letter is never wrong."""
-    if len(word) < SLIPPED - 1 or word in vocabulary or word in NO_SLIPS:
-        return word
-    return min((known for known in vocabulary if known[0] == word[0] and one_slip(word, known)), default=word)
-
-
-@lru_cache(maxsize=256)
-def _vocabulary(classes: tuple[str, ...]) -> frozenset[str]:
-    """Every word, singular and plural, that a slip is looked for in; short words stand for themselves."""
-    names = [*OTHER_ANATOMY, *(word for name in (*classes, *WORDS) for word in _words_of(name, split_side(name)[0]))]
-    words = {word for name in names for word in re.findall("[a-z]+", name.lower())}
-    return frozenset(form for word in words if len(word) >= SLIPPED for form in (word, word + "s", word + "es"))
-
-
-@lru_cache(maxsize=4096)
-def _pattern(word: str) -> re.Pattern[str]:
-    """The word as whole words, plural allowed (mass -> masses, tumour -> tumours, gland -> glands)."""
-    return re.compile(rf" {re.escape(word)}(?:es|s)? ")

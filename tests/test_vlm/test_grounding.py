@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-import pytest
+from pathlib import Path
 
+import pytest
+import yaml
+
+import vlm
 from seg_backbone.labels import WORDS
-from vlm.grounding import find_mentions, mentions_in, one_slip, split_side
+from vlm.grounding import find_mentions, mentions_in, one_slip, split_side, words_for
 
 ALL = tuple(WORDS)
+BOTH = {"parotid_left", "parotid_right"}
+TABLE = Path(vlm.__file__).with_name("names.yaml")
 
 
 @pytest.mark.parametrize(
@@ -34,6 +40,160 @@ ALL = tuple(WORDS)
 )
 def test_known_classes(text: str, classes: set[str]) -> None:
     assert set(find_mentions(text, ALL).classes) == classes
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("tumour", "neoplasm, GTV, GTVp, malignancy, malignancies, liposarcomas, STS, expansile process, new growth"),
+        ("tumour", "bone sarcoma, nasopharyngeal carcinoma, pleomorphic sarcoma, soft-tissue mass, glioblastomata"),
+        ("brainstem", "BrainStem, brain-stem, stem of the brain, truncus encephali, trunci encephali"),
+        ("brainstem", "encephalic trunk, Brainstem_Core, brainstems, BS, cerebral trunk, brain stalk"),
+        ("spinal_cord", "SpinalCord, spinal-cord, cord, myelon, medulla spinalis, medullae spinales, spinal chord"),
+        ("spinal_cord", "SpinalCord_PRV05, cord of the spine, cervical cord, nerve cord in the back"),
+        ("parotid_left", "Parotid_L, Glnd_Parotid_L, glandula parotidea sinistra, glandula parotis sinistra, left PG"),
+        ("parotid_left", "salivary gland in front of the left ear, L parotid, lt. parotid, parotid gland (left)"),
+        ("parotid_left", "parotid of the patient's left side, left-hand parotid, leftparotid"),
+        ("parotid_right", "Parotid_R, GlnParotid_R, parotis dextra, right glandulae parotes, right cheek gland"),
+        ("esophagus", "oesophagus, œsophagus, gullet, food-pipe, swallowing tube, esoph, Esophagus_S"),
+        ("larynx", "laryngeal, larynges, voice-box, voicebox, organ of voice, box of the voice, vocal organ"),
+        ("mandible", "mandibula, mandibular bone, lower jawbone, jaw, Bone_Mandible, os mandibulare, inferior maxilla"),
+        ("mandible", "bone of the lower jaw, jaw-bone, chinbone, bottom jaw, ossa mandibularia"),
+    ],
+)
+def test_names_of_the_shipped_classes(name: str, words: str) -> None:
+    for word in words.split(", "):
+        mention = find_mentions(f"What is the volume of the {word}?", ALL)
+        assert (mention.classes, mention.others) == ((name,), ()), word
+
+
+@pytest.mark.parametrize(
+    ("text", "classes"),
+    [
+        ("distance between the left parotid and the tumour on the right", {"parotid_left", "tumour"}),
+        ("left parotid versus the right one", BOTH),
+        ("Is the parotid larger on the left or on the right?", BOTH),
+        ("R/L parotids", BOTH),
+        ("On the right, how big is the parotid?", {"parotid_right"}),
+        ("parotid volume in L", BOTH),  # litres
+        ("how big r the parotids", BOTH),
+        ("all right, and the parotids?", BOTH),
+        ("largest salivary gland", BOTH),
+        ("salivary gland on the left", {"parotid_left"}),
+    ],
+)
+def test_a_side_belongs_to_the_structure_beside_it(text: str, classes: set[str]) -> None:
+    assert set(find_mentions(text, ALL).classes) == classes
+
+
+@pytest.mark.parametrize(
+    ("text", "others"),
+    [
+        ("ramus of the left mandible", "ramus of the mandible"),
+        ("mandibular ramus", "mandibular ramus"),
+        ("jaw joint", "temporomandibular joint"),
+        ("upper jaw", "maxilla"),
+        ("superficial lobe of the right parotid", "lobe of the parotid"),
+        ("parotid duct", "parotid duct"),
+        ("parotid lymph nodes", "parotid lymph nodes"),
+        ("the wall of the oesophagus", "wall of the esophagus"),
+        ("recurrent laryngeal nerve", "recurrent laryngeal nerve"),
+        ("Adam's apple", "thyroid cartilage"),
+        ("vocal folds", "vocal cord"),
+        ("epiglottis", "epiglottis"),
+        ("spinal canal", "spinal canal"),
+        ("backbone", "spine"),
+        ("windpipe", "trachea"),
+        ("Glnd_Submand_L", "submandibular gland"),
+        ("medulla oblongata", "medulla oblongata"),
+        ("pons", "pons"),
+        ("fracture of the mandible", "fracture"),
+        ("cyst in the left parotid", "cyst"),
+        ("cord compression", "spinal cord compression"),
+        ("lymph node metastases", "metastasis"),
+        ("necrotic tumour core", "necrosis"),
+        ("mass effect on the brainstem", "mass effect"),
+        ("peritumoural edema", "oedema"),
+        ("tumor bed", "tumour bed"),
+        ("feeding tube", "catheter"),
+        ("collar bone", "clavicle"),
+        ("costae", "rib"),
+        ("IVC", "inferior vena cava"),
+        ("lobes of the lung", "lung lobe"),
+    ],
+)
+def test_a_part_a_finding_and_a_neighbour_are_not_the_class(text: str, others: str) -> None:
+    mention = find_mentions(f"Where is the {text}?", ALL)
+    assert (mention.classes, mention.others) == ((), (others,))
+
+
+@pytest.mark.parametrize("section", ["anatomy", "findings"])
+def test_every_name_of_the_table_is_found_and_is_foreign_to_the_shipped_classes(section: str) -> None:
+    for name, words in yaml.safe_load(TABLE.read_text("utf-8"))[section].items():
+        for word in (name, *words):
+            mention = find_mentions(f"Where is the {word}?", ALL)
+            if name != "salivary gland":  # the parotid gland is one
+                assert mention.classes == () and len(mention.others) == 1, word
+                assert name in mention.others or word in words_for(mention.others[0]), word
+
+
+def test_what_is_half_known_is_told_with_both_halves() -> None:
+    mention = find_mentions("volume of the liver and the mandible together", ALL)
+    assert (mention.classes, mention.others) == (("mandible",), ("liver",))
+    mention = find_mentions("distance from the tumour to the skin", ALL)
+    assert (mention.classes, mention.others) == (("tumour",), ("skin",))
+
+
+def test_an_organ_before_a_lesion_is_its_place() -> None:
+    labels = ("liver", "kidney_left", "kidney_right", "tumour")
+    mention = find_mentions("How many liver tumours are there?", labels)
+    assert (mention.classes, mention.places) == (("tumour",), ("liver",))
+    assert find_mentions("left renal masses", labels).places == ("kidney_left",)
+    assert find_mentions("liver, tumour: which is denser?", labels).classes == ("liver", "tumour")
+    assert find_mentions("laryngeal cancer", ALL).classes == ("tumour",)
+
+
+@pytest.mark.parametrize(
+    ("labels", "text", "classes"),
+    [
+        ("liver right_kidney left_kidney postcava", "inferior vena cava", "postcava"),  # AMOS
+        ("prostate_uterus bladder", "womb", "prostate_uterus"),
+        ("portal_vein_and_splenic_vein inferior_vena_cava", "vena portae", "portal_vein_and_splenic_vein"),  # BTCV
+        ("adrenal_gland_left adrenal_gland_right", "left suprarenal gland", "adrenal_gland_left"),
+        ("kidney_left kidney_right", "ren dexter", "kidney_right"),
+        ("liver gallbladder", "hepatic volume", "liver"),
+        ("gall_bladder liver", "gallbladder", "gall_bladder"),
+        ("lung_upper_lobe_left lung_lower_lobe_left", "LUL", "lung_upper_lobe_left"),  # TotalSegmentator
+        ("lung_upper_lobe_left lung_lower_lobe_left", "lung", "lung_lower_lobe_left lung_upper_lobe_left"),
+        ("vertebrae_L1 vertebrae_L2", "L2", "vertebrae_L2"),
+        ("vertebrae_L1 vertebrae_L2", "vertebral bodies", "vertebrae_L1 vertebrae_L2"),
+        ("rib_left_1 rib_right_1", "ribs on the left", "rib_left_1"),
+        ("heart_ventricle_left heart_ventricle_right heart_atrium_left", "left ventricle", "heart_ventricle_left"),
+        ("autochthon_left autochthon_right", "erector spinae", "autochthon_left autochthon_right"),
+        ("clavicula_left clavicula_right", "left collarbone", "clavicula_left"),
+        ("kidney kidney_tumor kidney_cyst", "renal mass", "kidney_tumor"),  # KiTS
+        ("kidney kidney_tumor kidney_cyst", "renal cysts", "kidney_cyst"),
+        ("kidney kidney_tumor kidney_cyst", "renal parenchyma", "kidney"),
+        ("edema enhancing_tumor necrosis", "peritumoural oedema", "edema"),  # BraTS
+        ("edema enhancing_tumor necrosis", "ET", "enhancing_tumor"),
+        ("edema enhancing_tumor necrosis", "necrotic core", "necrosis"),
+    ],
+)
+def test_labels_of_other_data_sets(labels: str, text: str, classes: str) -> None:
+    mention = find_mentions(f"What is the volume of the {text}?", tuple(labels.split()))
+    assert (sorted(mention.classes), mention.others) == (classes.split(), ())
+
+
+@pytest.mark.parametrize("text", ["How big is the ET?", "whole tumour", "enhancing lesion"])
+def test_a_kind_of_lesion_without_a_class_is_a_lesion(text: str) -> None:
+    mention = find_mentions(text, ALL)
+    assert mention.classes == (() if "ET" in text else ("tumour",)) and not mention.others
+
+
+def test_every_way_to_write_a_structure() -> None:
+    assert {"liver", "hepar", "hepatic"} <= set(words_for("liver"))
+    assert {"parotid", "parotid gland", "parotis"} <= set(words_for("parotid_left"))
+    assert {"kidney", "renal"} <= set(words_for("kidney_left")) and words_for("xyz") == ("xyz",)
 
 
 @pytest.mark.parametrize(
@@ -79,6 +239,9 @@ def test_slips_in_other_anatomy_and_in_foreign_classes() -> None:
         "discord", "record", "recording", "accord", "massive", "massage", "masseter", "jawline", "regrowth", "tumult",
         "humour", "rumours", "dancer", "lesson", "legion", "cancel", "bullet", "session", "module", "discordant",
         "submandibular gland", "vocal cords", "spermatic cord", "body mass index", "muscle mass", "growth plates",
+        "brain stem cells", "cord blood", "power cord", "umbilical cord", "mass effect", "mass spectrometry", "gland",
+        "bone mass", "nodes of Ranvier", "tumour board", "tumour marker", "back", "neck", "stem", "growth hormone",
+        "structure", "plural", "spiral", "corner", "region",
     ],
 )  # fmt: skip
 def test_false_friends(text: str) -> None:

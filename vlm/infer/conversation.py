@@ -21,12 +21,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from seg_backbone.labels import WORDS, display
+from seg_backbone.labels import display
 from seg_backbone.lesions import Instance
 from vlm.data.threshold import Threshold, parse_threshold
 from vlm.data.wordings import enumerate_things
 from vlm.facts import FACTS
-from vlm.grounding import Mention, find_mentions, is_lesion, split_side
+from vlm.grounding import Mention, find_mentions, is_lesion, split_side, words_for
 from vlm.heads.reading import Focus
 from vlm.infer.engine import Engine, Scan, spoken
 from vlm.scene import Scene, scene_classes
@@ -349,7 +349,7 @@ def _without(words: str, line: str) -> str:
 
 def _understood(phrase: _Phrase, names: tuple[str, ...], fact: str | None) -> bool:
     """Whether every word of a phrase was taken by a rule, names a structure, or says nothing."""
-    spellings = " ".join(word for name in names for word in (display(name), name, *WORDS.get(name, ())))
+    spellings = " ".join(word for name in names for word in (name, *words_for(name)))
     known = (FILLER if fact else ARTICLES) | set(re.findall(r"[a-z0-9]+", spellings.lower().replace("_", " ")))
     return all(word in known or re.sub("e?s$", "", word) in known for word in phrase.rest.split())
 
