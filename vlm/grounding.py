@@ -33,7 +33,7 @@ _TO_LAST = re.compile(
     r"(?:(?:on|of|in|at|to|the|lying|located|situated|seen|found|side|left|right|,|and|or|vs|versus) )*"
 )
 _INSIDE = re.compile(r"(?<![a-z])(?:in|within|inside) (?:(?:the|both|left|right) )*$")
-_OF = re.compile(r"([a-z]+(?: node)?) of (?:(?:the|both|left|right) )*$")
+_OF = re.compile(r"([a-z]+) of (?:(?:the|both|left|right) )*$")
 _LIES_IN = re.compile(r"(?:of|in|on|at|within|inside|from) (?:(?:the|both|left|right) )*")
 _PREPOSITIONS = "in|within|inside|of|on|at|to|from|by|near|below|beneath|under|before|behind|between|beside|around|with"
 _ENDINGS = (  # plural, singular
@@ -253,7 +253,7 @@ def _with_parts(hits: list[_Hit], words: list[str], known: _Known) -> list[_Hit]
             name, of = hit.names[0], _OF.search(_gap(words, 0, hit.start))
             lymph = words[hit.end : hit.end + 1] == ["lymph"]
             tail = _gap(words, hit.end, hit.end + 1 + lymph).strip()
-            if of and ahead & set(_forms(of[1].split()[0])):
+            if of and ahead & set(_forms(of[1])):
                 start = hit.start - len(of[0].split())
                 found = [h for h in found if h.end <= start]
                 hit = _Hit(start, hit.end, (f"{of[1]} of the {name}",))
@@ -298,7 +298,7 @@ def _sides(words: list[str], hits: list[_Hit]) -> list[_Side]:
     for n, word in enumerate(words):
         side = word if word in _SIDES else _SHORT_SIDES.get(word)
         if side is None or n in inside:
-            found += [_Side(n, word, inside[n])] if word in _SIDES else []
+            found += [_Side(n, side, inside[n])] if side == word else []
             continue
         after = next((k for k, hit in enumerate(hits) if hit.start > n), None)
         last = max((k for k, hit in enumerate(hits) if hit.end <= n), default=None)
@@ -326,7 +326,7 @@ def _table() -> dict[str, Any]:
 @lru_cache(maxsize=1)
 def _names() -> dict[str, tuple[str, ...]]:
     """Structure -> the other words for it."""
-    names = {}
+    names: dict[str, tuple[str, ...]] = {}
     for words in WORDS.values():
         plain = [re.sub(r"(?:on the )?\b(?:left|right)\b", "", word).strip() for word in words]
         names[plain[0]] = tuple(dict.fromkeys(plain[1:]))
