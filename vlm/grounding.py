@@ -423,8 +423,14 @@ def _spelled(word: str, vocabulary: frozenset[str]) -> str:
     """The word of the vocabulary that a word of the text must mean, else the word. The first letter is never wrong."""
     if len(word) < SLIPPED - 1 or not (vocabulary.isdisjoint(_forms(word)) and _ordinary().isdisjoint(_forms(word))):
         return word
-    long = (known for known in vocabulary if len(known) >= SLIPPED and known[0] == word[0])
-    return min((known for known in long if abs(len(known) - len(word)) < 2 and one_slip(word, known)), default=word)
+    return min((known for known in _alike(word[0], len(word), vocabulary) if one_slip(word, known)), default=word)
+
+
+@lru_cache(maxsize=1024)
+def _alike(letter: str, length: int, vocabulary: frozenset[str]) -> tuple[str, ...]:
+    """The long words of a vocabulary that begin with a letter and have a length, give or take one."""
+    long = (word for word in vocabulary if len(word) >= SLIPPED and word[0] == letter)
+    return tuple(word for word in long if abs(len(word) - length) < 2)
 
 
 def one_slip(first: str, second: str) -> bool:
