@@ -349,8 +349,9 @@ def _without(words: str, line: str) -> str:
 
 def _understood(phrase: _Phrase, names: tuple[str, ...], fact: str | None) -> bool:
     """Whether every word of a phrase was taken by a rule, names a structure, or says nothing."""
-    spellings = " ".join(word for name in names for word in (name, *words_for(name)))
-    known = (FILLER if fact else ARTICLES) | set(re.findall(r"[a-z0-9]+", spellings.lower().replace("_", " ")))
+    spellings = {word.lower() for name in names for word in (name.replace("_", " "), *words_for(name))}
+    said = {spelling for spelling in spellings if re.search(rf" {re.escape(spelling)}(?:e?s)?(?= |$)", phrase.rest)}
+    known = (FILLER if fact else ARTICLES) | {word for spelling in said for word in spelling.split()}
     return all(word in known or re.sub("e?s$", "", word) in known for word in phrase.rest.split())
 
 
