@@ -31,7 +31,6 @@ from seg_backbone.preprocess import oriented, preprocess, scan_box
 from seg_backbone.resample import resample_labels
 from seg_backbone.volume import Mask, Volume, require_same_grid
 
-FOLDS = 5  # nnU-Net's number
 MARKS = ("pseudo", "synthetic")  # of what is not real
 
 
@@ -260,34 +259,23 @@ def encoding(files: CaseFiles, entry: DatasetEntry, plan: Plan) -> tuple[dict[in
 
 
 def read_split(path: str | Path, fold: int = 0) -> dict[str, list[str]]:
-    """Read a split file: {"validation": [patients], ...}. Every patient not listed trains. Raises ConfigError.
+    """Read a split file: {"patients": {"validation": [patients], ...}}, or {"folds": [{"validation": ...}, ...]}, of
+    which `fold` says which. Every patient not listed trains. Raises ConfigError.
 
-    nnU-Net's splits_final.json, a list of {"train": [cases], "val": [cases]}, is read too: `fold` says which of them,
-    and only the cases under "training" train.
+    nnU-Net's splits_final.json, a list of {"train": [cases], "val": [cases]}, is read too, and only the cases under
+    "training" train.
     """
     try:
         data = json.loads(Path(path).read_text(encoding="utf-8"))
-        if isinstance(data, dict) and fold == 0:
-            return {str(name): list(patients) for name, patients in data["patients"].items()}
-        if isinstance(data, list) and fold < len(data):
-            return {"training": list(data[fold]["train"]), "validation": list(data[fold]["val"])}
-        found = f"{len(data)} folds" if isinstance(data, list) else "one split"
+        listed = data if isinstance(data, list) else data.get("folds") or [data["patients"]]
+        if fold < len(listed):
+            if isinstance(data, list):
+                return {"training": list(listed[fold]["train"]), "validation": list(listed[fold]["val"])}
+            return {str(name): list(patients) for name, patients in listed[fold].items()}
+        found = f"{len(listed)} folds" if len(listed) > 1 else "one split"
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(path, "a split file with `patients`", str(error), "see configs/split.json") from None
     raise ConfigError(path, f"a split file with fold {fold}, counted from 0", found, "set `fold` to one of them")
-
-
-def fold_split(cases: list[CaseFiles], fold: int) -> dict[str, list[str]]:
-    """The split of patients without a file: FOLDS parts drawn with a fixed seed, of which number `fold` validates.
-
-    Raises ConfigError for a fold that is not there; a single patient trains and nothing validates.
-    """
-    patients = sorted({case.patient for case in cases})
-    folds = min(FOLDS, len(patients))
-    if fold >= max(folds, 1):
-        raise ConfigError("fold", f"a fold below {folds} for {len(patients)} patients", f"{fold}", "lower it")
-    mixed = np.random.default_rng(0).permutation(patients).tolist()
-    return {"validation": sorted(mixed[fold::folds]) if folds > 1 else []}
 
 
 def split_cases(cases: list[CaseFiles], split: dict[str, list[str]], part: str) -> list[CaseFiles]:

@@ -11,12 +11,12 @@ from seg_backbone.cases import (
     CaseFiles,
     DatasetEntry,
     TrainingCase,
-    fold_split,
     list_cases,
     read_split,
     split_cases,
 )
 from seg_backbone.errors import ConfigError
+from seg_backbone.folds import fold_split
 from seg_backbone.plan import Plan
 from seg_backbone.synthetic_tumours import BODY
 from seg_backbone.train.cache import cached_case
@@ -53,19 +53,17 @@ def read_cases(
 def divide(config: SegmentationConfig) -> list[tuple[list[CaseFiles], list[CaseFiles]]]:
     """The cases of each dataset that train, and those that validate.
 
-    What is not real, labels or scan, never validates, and trains unless a split holds its patient back. Raises
-    ConfigError for `labelled` patients that do not train.
+    A patient that one dataset's split holds back trains in none. What is not real, labels or scan, never validates.
+    Raises ConfigError for `labelled` patients that do not train.
     """
     listed = [list_cases(config.data, entry.name) for entry in config.datasets]
     drawn = [[files for files in cases if files.real] for cases in listed]
-    splits = [
-        dataset_split(config, entry.name, cases) if cases or config.split else {}
-        for entry, cases in zip(config.datasets, drawn, strict=True)
-    ]
-    held = {name for split in splits for part, names in split.items() if part != "training" for name in names}
+    splits = dataset_splits(config, drawn)
+    names = {name for split in splits for part, names in split.items() if part != "training" for name in names}
+    held = names | {files.patient for cases in drawn for files in cases if files.case in names}
     parts = []
     for entry, cases, own, split in zip(config.datasets, listed, drawn, splits, strict=True):
-        kept = split_cases(own, split, "training")
+        kept = [files for files in split_cases(own, split, "training") if files.patient not in held]
         if strange := sorted(set(entry.labelled or ()) - {files.patient for files in kept}):
             found = f"{', '.join(strange)}, of which none trains"
             raise ConfigError(entry.name, "training patients under `labelled`", found, "correct them")
@@ -82,12 +80,14 @@ def _if_labelled(files: CaseFiles, entry: DatasetEntry) -> CaseFiles:
     return replace(files, mask=None, annotated=())
 
 
-def dataset_split(config: SegmentationConfig, dataset: str, cases: list[CaseFiles]) -> dict[str, list[str]]:
-    """The split of one dataset: the configuration's file, the dataset's splits_final.json, or folds of its patients."""
-    own = config.data / dataset / "splits_final.json"
-    if config.split or own.is_file():
-        return read_split(config.split or own, config.fold)
-    return fold_split(cases, config.fold)
+def dataset_splits(config: SegmentationConfig, drawn: Sequence[list[CaseFiles]]) -> list[dict[str, list[str]]]:
+    """The split of each dataset: the configuration's file, the dataset's splits_final.json, or one of the folds of all
+    patients of the datasets that have neither.
+    """
+    files = [config.split or config.data / entry.name / "splits_final.json" for entry in config.datasets]
+    without = [cases for file, cases in zip(files, drawn, strict=True) if not (config.split or file.is_file())]
+    folded = fold_split([case for cases in without for case in cases], config.fold) if any(without) else {}
+    return [read_split(file, config.fold) if config.split or file.is_file() else folded for file in files]
 
 
 def build_sources(config: SegmentationConfig, training: Sequence[Sequence[TrainingCase]]) -> list[Source]:

@@ -10,7 +10,6 @@ import pytest
 from seg_backbone.cases import (
     CaseFiles,
     DatasetEntry,
-    fold_split,
     list_cases,
     load_case,
     read_split,
@@ -304,15 +303,14 @@ def test_a_split_of_nnunet(tmp_path):
         read_split(REPOSITORY / "configs" / "split.json", 1)
 
 
-def test_folds_without_a_file():
-    cases = files_of(*"abcdefga")
-    held = [fold_split(cases, fold)["validation"] for fold in range(5)]
-    assert sorted(patient for fold in held for patient in fold) == list("abcdefg")  # each once, whole
-    assert {len(fold) for fold in held} == {1, 2}
-    assert fold_split(files_of("a", "b"), 1)["validation"] in (["a"], ["b"])
-    assert fold_split(files_of("a", "a"), 0) == {"validation": []}
-    with pytest.raises(ConfigError, match="a fold below 2 for 2 patients"):
-        fold_split(files_of("a", "b"), 2)
+def test_a_split_of_folds(tmp_path):
+    path = tmp_path / "split.json"
+    path.write_text(json.dumps({"folds": [{"validation": ["a"]}, {"validation": ["c"], "evaluation": ["d"]}]}))
+    cases = files_of("a", "b", "a", "c", "d")
+    assert [c.case for c in split_cases(cases, read_split(path), "training")] == ["b_1", "c_3", "d_4"]
+    assert [c.case for c in split_cases(cases, read_split(path, 1), "training")] == ["a_0", "b_1", "a_2"]
+    with pytest.raises(ConfigError, match="fold 2, counted from 0, found 2 folds"):
+        read_split(path, 2)
 
 
 def test_every_channel_of_the_plan_is_read(tmp_path):

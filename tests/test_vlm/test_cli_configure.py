@@ -56,8 +56,9 @@ def test_configure_train_segment(tmp_path):
         assert 0 < written["configured"][part]["seconds"] <= 600
         assert written["configured"][part]["window_s"] > 0
     assert set(written["configured"]["plans_of_nnunet"]) == {"plain", "resenc_m", "resenc_l", "resenc_xl"}
-    split = json.loads((tmp_path / "plan.split.json").read_text())["patients"]
-    assert len(split["validation"]) == 1
+    parts = [fold["validation"] for fold in json.loads((tmp_path / "plan.split.json").read_text())["folds"]]
+    assert sorted(sum(parts, [])) == sorted(path.name[:3] for path in (folder / "labelsTr").iterdir())
+    assert all(parts)
     assert written["configured"]["measured_on"] == "scan"
     assert "measured: that scan was segmented, with untrained weights" in text
     config = SegmentationConfig.read(plan)

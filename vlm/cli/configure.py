@@ -28,7 +28,7 @@ def configure(
     """Choose spacing, patch, network and windows for a dataset, so that every scan of it can be segmented in budget.
 
     PLAN.json goes to `vlm train segmentation --config` as it is: nnU-Net's recipe, with deep supervision. Beside it:
-    PLAN.fingerprint.json, and PLAN.split.json where the dataset has no splits_final.json. Where dataset.json has
+    PLAN.fingerprint.json, and five folds in PLAN.split.json where the dataset has no splits_final.json. Where dataset.json has
     `classification_labels`, the classes of whole scans in cls_data.csv are learned too.
     """
     import json
@@ -82,16 +82,15 @@ def configure(
 
 
 def _split(folder: Path, cases: list[CaseFiles]) -> dict[str, Any]:
-    """A split file's content: a fifth of the patients validates, drawn with a fixed seed. Raises ConfigError."""
-    import numpy as np
-
+    """A split file's content: who validates in each fold. Raises ConfigError."""
     from seg_backbone.errors import ConfigError
+    from seg_backbone.folds import folds
 
-    patients = sorted({case.patient for case in cases if case.mask is not None})
-    if len(patients) < 2:
-        raise ConfigError(folder, "two cases with masks or more", f"{len(patients)}", "add one to validate on")
-    held = np.random.default_rng(0).permutation(patients)[: max(1, len(patients) // 5)]
-    return {"about": "A fifth of the patients, for validation.", "patients": {"validation": sorted(held.tolist())}}
+    parts = folds([case for case in cases if case.real])
+    if len(parts) < 2:
+        raise ConfigError(folder, "two cases with masks or more", f"{len(parts)}", "add one to validate on")
+    about = "Folds of the patients; `fold` of a training file, from 0, says which one validates. The others train."
+    return {"about": about, "folds": [{"validation": patients} for patients in parts]}
 
 
 def _heads(folder: Path, cases: list[CaseFiles]) -> ScanHeadPlan | None:
