@@ -272,7 +272,7 @@ def read_split(path: str | Path, fold: int = 0) -> dict[str, list[str]]:
             if isinstance(data, list):
                 return {"training": list(listed[fold]["train"]), "validation": list(listed[fold]["val"])}
             return {str(name): list(patients) for name, patients in listed[fold].items()}
-        found = f"{len(listed)} folds" if len(listed) > 1 else "one split"
+        found = f"{len(listed)} folds" if isinstance(data, list) or "folds" in data else "one split"
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(path, "a split file with `patients`", str(error), "see configs/split.json") from None
     raise ConfigError(path, f"a split file with fold {fold}, counted from 0", found, "set `fold` to one of them")

@@ -1,12 +1,14 @@
-"""An nnU-Net raw dataset of pseudo-labels: scans without labels and a model in, a folder that training reads out.
+"""An nnU-Net raw dataset of pseudo-labels: scans that people did not label, or not wholly, and a model in, a folder
+that training reads out.
 
     OUT/pseudo.json           what the labels depend on: model, rules, the round before; a run with others is refused
     OUT/pseudo/CASE.nii.gz    the labels of each scan, and CASE.json: what it annotates; what is there is not made again
     OUT/imagesTr, labelsTr, dataset.json, and a line for each case in manifest.jsonl beside OUT: when all scans are done
 
-Values of the masks are those of the model's plan; the last one, "ignore", stands for what is uncertain. Cases that
-annotate nothing are left out. `pseudo` in dataset.json and in the manifest marks all of it: it trains, and nothing is
-validated or measured on it.
+Values of the masks are those of the model's plan; the last one, "ignore", stands for what is uncertain. What people
+drew stays, and the model fills the classes that they left open; cases of which it fills none are left out. `pseudo` in
+dataset.json and in the manifest marks all of it, there with the `classes` that the model drew in the case: it trains,
+and nothing is validated or measured on it.
 """
 
 from __future__ import annotations
@@ -19,24 +21,27 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
-from seg_backbone.cases import CaseFiles, lines_of_others
+from seg_backbone.cases import CaseFiles, DatasetEntry, encoding, lines_of_others, read_drawn
 from seg_backbone.checkpoint import load_model
 from seg_backbone.errors import ConfigError, InputError
 from seg_backbone.io import add_channels, further_channel, read_mask, read_volume, replacing, write_mask, write_volume
+from seg_backbone.labels import LESIONS
 from seg_backbone.plan import Plan
-from seg_backbone.pseudo_labels import IGNORE, PseudoRules, annotation, draw, pseudo_labels, taught
+from seg_backbone.pseudo_labels import IGNORE, PseudoRules, annotation, draw, fill, pseudo_labels, taught
 from seg_backbone.volume import Volume, require_same_grid
 
 SETTINGS, WORK = "pseudo.json", "pseudo"
 
 
 @dataclass(frozen=True)
-class UnlabelledScan:
+class ScanToLabel:
     """One scan to label. image: channel 0. modality: "CT", "MR" or None to tell by the file.
 
-    absent: classes known not to be in view, which are taught as such.
+    absent: classes known not to be in view, which are taught as such. files: the case of a dataset that it is, with what
+    people drew; lesion_free_outside: as in its DatasetEntry.
     """
 
     case: str
@@ -45,11 +50,25 @@ class UnlabelledScan:
     patient: str | None = None
     region: str = ""
     absent: tuple[str, ...] = ()
+    files: CaseFiles | None = None
+    lesion_free_outside: str | None = None
 
     @staticmethod
-    def of(files: CaseFiles, absent: tuple[str, ...] = ()) -> UnlabelledScan:
+    def of(files: CaseFiles, entry: DatasetEntry) -> ScanToLabel:
         """The scan of a case of a dataset."""
-        return UnlabelledScan(files.case, files.image, files.modality, files.patient, files.region, absent)
+        own = (files.case, files.image, files.modality, files.patient, files.region)
+        return ScanToLabel(*own, entry.absent, files, entry.lesion_free_outside)
+
+    def encoding(self, plan: Plan) -> tuple[dict[int, int], np.ndarray]:
+        """What the values of its mask are, see `cases.encoding`; of a scan without one, what is not absent is open."""
+        bare = CaseFiles("", self.case, self.case, self.modality or "", self.image, None, {}, ())
+        entry = DatasetEntry("", absent=self.absent, lesion_free_outside=self.lesion_free_outside)
+        return encoding(self.files or bare, entry, plan)
+
+    def left_open(self, plan: Plan) -> tuple[str, ...]:
+        """The classes that nobody drew, though they may be in view."""
+        unknown = self.encoding(plan)[1][0]
+        return tuple(name for name, value in plan.labels.items() if unknown[value])
 
 
 @dataclass(frozen=True)
@@ -67,7 +86,7 @@ class PseudoDataset:
 
 def label_scans(
     out: Path,
-    scans: Sequence[UnlabelledScan],
+    scans: Sequence[ScanToLabel],
     model: str | Path,
     rules: PseudoRules,
     previous: Path | None = None,
@@ -118,7 +137,7 @@ def _settings(folder: Path) -> dict[str, Any]:
 
 def _label(
     out: Path,
-    scan: UnlabelledScan,
+    scan: ScanToLabel,
     network: torch.nn.Module,
     plan: Plan,
     rules: PseudoRules,
@@ -126,15 +145,23 @@ def _label(
 ) -> None:
     volume = _read(scan, plan)
     mask = draw(network, plan, volume, rules, scan.absent)
+    open_classes = scan.left_open(plan)
+    if scan.files and scan.files.mask and scan.files.annotated:
+        drawn = read_drawn(scan.files)
+        require_same_grid(volume, drawn)
+        mask = fill(mask, drawn.array, *scan.encoding(plan))
     earlier = None
     if previous is not None:
         earlier = read_mask(previous / WORK / f"{scan.case}.nii.gz", _settings(previous)["labels"])
         require_same_grid(volume, earlier)
-    annotated, stability = annotation(mask, earlier, taught(plan, volume.modality, scan.absent), rules)
+    filled = [name for name in taught(plan, volume.modality) if name in open_classes]
+    annotated, stability = annotation(mask, earlier, filled, rules)
+    unsure = LESIONS if scan.lesion_free_outside else ()  # which says where they may be, not where they are
     write_mask(mask, out / WORK / f"{scan.case}.nii.gz")
     facts = {
         "modality": volume.modality,
         "annotated": annotated,
+        "known": [name for name in plan.classes if name not in {*open_classes, *unsure}],
         "stability": stability,
         "ignored": round(float(mask.of(IGNORE).mean()), 4),
     }
@@ -142,12 +169,12 @@ def _label(
         temporary.write_text(json.dumps(facts))
 
 
-def _read(scan: UnlabelledScan, plan: Plan) -> Volume:
+def _read(scan: ScanToLabel, plan: Plan) -> Volume:
     volume = read_volume(scan.image, scan.modality)
     return add_channels(volume, plan.inputs) if plan.channels else volume
 
 
-def finish_dataset(out: Path, scans: Sequence[UnlabelledScan], plan: Plan, copy: bool = False) -> PseudoDataset:
+def finish_dataset(out: Path, scans: Sequence[ScanToLabel], plan: Plan, copy: bool = False) -> PseudoDataset:
     """Turn the labelled scans of OUT/pseudo into a dataset. plan: the model's.
 
     .nii.gz scans are linked (symbolic, absolute), or copied; others are written anew. Scans without labels, because
@@ -196,16 +223,17 @@ def finish_dataset(out: Path, scans: Sequence[UnlabelledScan], plan: Plan, copy:
     )
 
 
-def _row(dataset: str, scan: UnlabelledScan, facts: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
+def _row(dataset: str, scan: ScanToLabel, facts: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
     """The line of a case in the manifest."""
     row = {"dataset": dataset, "case": scan.case, "modality": facts["modality"], "patient": scan.patient or scan.case}
     if scan.region:
         row["region"] = scan.region
-    row["annotated"] = [*facts["annotated"], *(name for name in scan.absent if name in settings["labels"])]
-    return row | {"pseudo": {"model": settings["model"], "stability": facts["stability"]}}
+    row["annotated"] = [*facts["annotated"], *facts["known"]]
+    told = {"model": settings["model"], "classes": facts["annotated"], "stability": facts["stability"]}
+    return row | {"pseudo": told}
 
 
-def _place(scan: UnlabelledScan, plan: Plan, folder: Path, copy: bool) -> None:
+def _place(scan: ScanToLabel, plan: Plan, folder: Path, copy: bool) -> None:
     """The channels of a scan under nnU-Net's names."""
     targets = [folder / f"{scan.case}_{number:04d}.nii.gz" for number in range(len(plan.channels) or 1)]
     if not scan.image.name.lower().endswith(".nii.gz"):

@@ -1,4 +1,5 @@
-"""Pseudo-labels: what a model draws in a scan without labels, as far as it can be believed.
+"""Pseudo-labels: what a model draws in a scan without labels, as far as it can be believed. In a scan of which people
+drew some classes it fills the others, where nobody drew.
 
 Three filters. By voxel: where no class, background among them, has the probability `certain`, the voxel is marked as
 to be ignored. By component: what the cleaning of a prediction would remove is ignored too, neither taught as the class
@@ -8,8 +9,8 @@ annotate the class, so that the marginal loss leaves it open (see partial_labels
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -107,6 +108,21 @@ def _with_doubt(blocks: Iterable[torch.Tensor], certain: float, excluded: tuple[
         block = block.float()
         log_p = block - block[kept].logsumexp(dim=0)
         yield torch.cat([log_p, torch.full_like(log_p[:1], float(np.log(certain)))])
+
+
+def fill(mask: Mask, drawn: np.ndarray, code_of: Mapping[int, int], table: np.ndarray) -> Mask:
+    """A model's labels of the classes that a case leaves open, where people drew nothing; else what they drew.
+
+    drawn: (i, j, k) values of the case's own mask; code_of, table: what they are, see `cases.encoding`. A drawn voxel
+    that may be of several classes, or that the case does not annotate, is to be ignored.
+    """
+    kept = np.append(table[0], True)  # background, the open classes, "ignore"
+    own = np.full(int(drawn.max()) + 1, mask.labels[IGNORE], dtype=np.uint8)
+    for value, code in code_of.items():
+        classes = np.flatnonzero(table[code])
+        if value < len(own) and (code == 0 or len(classes) == 1):
+            own[value] = 0 if code == 0 else classes[0]
+    return replace(mask, array=np.where(drawn > 0, own[drawn], mask.array * kept[mask.array]))
 
 
 def annotation(

@@ -53,7 +53,7 @@ class Member:
 class PseudoLabels:
     """Training again on what the model of the round before labels, see rounds.py.
 
-    rounds: trainings after the first one. weight: share of the windows from the scans that were labelled so, relative
+    partial: it also fills the classes that labelled scans leave open; else only scans without labels. rounds: trainings after the first one. weight: share of the windows from the scans that were labelled so, relative
     to the weights of the datasets. teacher: model folder that labels for the first round, instead of a first training.
     warm: each round begins from the weights of the one before. rules: what is kept of the labels, see PseudoRules.
     """
@@ -62,6 +62,7 @@ class PseudoLabels:
     weight: float = 1.0
     teacher: Path | None = None
     warm: bool = False
+    partial: bool = True
     rules: PseudoRules = field(default_factory=PseudoRules)
 
     def __post_init__(self) -> None:

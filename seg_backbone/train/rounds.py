@@ -1,4 +1,4 @@
-"""Training in rounds: a teacher labels the scans without labels, a student trains on them too and is the next teacher.
+"""Training in rounds: a teacher labels what people left open, a student trains on that too and is the next teacher.
 
     OUTPUT/round_0             the first training, on what people drew (none where a teacher is given)
     OUTPUT/pseudo_1            what its model labels, an nnU-Net raw dataset (see pseudo_dataset)
@@ -6,13 +6,14 @@
     OUTPUT/pseudo_2, round_2   ...
     OUTPUT/model               that of the last round
 
-Labelled are the scans of the configuration's datasets that train and annotate nothing; never one of a patient that is
-held back. A resumed run goes on within a round, and within the labelling: a finished scan or training is not repeated.
+Labelled are the scans of the configuration's datasets that train and annotate nothing or not every class; never one of a
+patient that is held back. A resumed run goes on within a round, and within the labelling: a finished scan or training is not repeated.
 """
 
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +24,7 @@ from seg_backbone.checkpoint import PLAN, find_model
 from seg_backbone.errors import ConfigError
 from seg_backbone.io import replacing
 from seg_backbone.plan import Plan
-from seg_backbone.pseudo_dataset import SETTINGS, UnlabelledScan, finish_dataset, label_scans
+from seg_backbone.pseudo_dataset import SETTINGS, ScanToLabel, finish_dataset, label_scans
 from seg_backbone.train.config import SegmentationConfig
 from seg_backbone.train.data import Progress, divide
 from seg_backbone.train.loop import start_machine, train_segmentation
@@ -40,7 +41,7 @@ def train_rounds(
     Raises ConfigError where no scan is without labels, or the teacher is certain of nothing.
     """
     assert config.pseudo_labels is not None
-    scans = unlabelled_scans(config)
+    scans = scans_to_label(config)
     alone = replace(config, pseudo_labels=None, cache=config.cache or config.output / "cases")
 
     def train(number: int, **changes: Any) -> Path:
@@ -68,26 +69,40 @@ def train_rounds(
     return config.output / "model"
 
 
-def unlabelled_scans(config: SegmentationConfig) -> list[UnlabelledScan]:
-    """The scans of a configuration that train without a label. Raises ConfigError for none, or for two of one name."""
-    scans = [
-        UnlabelledScan.of(files, entry.absent)
+def scans_to_label(config: SegmentationConfig) -> list[ScanToLabel]:
+    """The scans of a configuration that train without a label, or that leave a class open which scans of their modality
+    annotate. Of two cases of one name each is called after its dataset, too. Raises ConfigError for no scan at all, and
+    for a dataset that comes twice.
+    """
+    assert config.pseudo_labels is not None
+    listed = [
+        (files, ScanToLabel.of(files, entry))
         for entry, (kept, _) in zip(config.datasets, divide(config), strict=True)
         for files in kept
-        if files.mask is None or not files.annotated
+        if files.real
     ]
+    seen = {(files.modality, name) for files, _ in listed if files.mask is not None for name in files.annotated}
+    scans = []
+    for files, scan in listed:
+        fillable = any((files.modality, name) in seen for name in scan.left_open(config.plan))
+        if files.mask is None or not files.annotated or (config.pseudo_labels.partial and fillable):
+            scans.append(scan)
     if not scans:
-        raise ConfigError("pseudo_labels", "training scans that annotate nothing", "none", "add them to `datasets`")
-    names = [scan.case for scan in scans]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise ConfigError("pseudo_labels", "case names that differ", f"{twice[0]} twice", "label one dataset at a time")
+        raise ConfigError("pseudo_labels", "training scans that leave a class open", "none", "add them to `datasets`")
+    counts = Counter(scan.case for scan in scans)
+    scans = [
+        replace(scan, case=f"{scan.files.dataset}_{scan.case}") if scan.files and counts[scan.case] > 1 else scan
+        for scan in scans
+    ]
+    if len({scan.case for scan in scans}) < len(scans):
+        raise ConfigError("pseudo_labels", "each dataset once", "one twice", "list it once, with more weight")
     return scans
 
 
 def label(
     config: SegmentationConfig,
     number: int,
-    scans: list[UnlabelledScan],
+    scans: list[ScanToLabel],
     model: Path,
     previous: Path | None,
     resume: bool,

@@ -16,8 +16,8 @@ from seg_backbone.errors import ConfigError
 from seg_backbone.geometry import Grid
 from seg_backbone.io import read_mask, write_mask, write_volume
 from seg_backbone.plan import Channel, Plan
-from seg_backbone.pseudo_dataset import UnlabelledScan, finish_dataset, label_scans
-from seg_backbone.pseudo_labels import PseudoRules, annotation, draw, pseudo_labels
+from seg_backbone.pseudo_dataset import ScanToLabel, finish_dataset, label_scans
+from seg_backbone.pseudo_labels import PseudoRules, annotation, draw, fill, pseudo_labels
 from seg_backbone.volume import Mask, Volume
 from vlm.data.check import find_faults
 from vlm.data.questions import generate
@@ -168,9 +168,9 @@ def scans(tmp_path):
     sitk.WriteImage(sitk.ReadImage(str(tmp_path / "b.nii.gz")), str(folder / "b.nrrd"))
     write_volume(scan(((2, 2, 2), 1, 41)), folder / "c.nii.gz")
     return [
-        UnlabelledScan("a", folder / "a_0000.nii.gz", "CT", patient="p", region="neck", absent=("larynx", "femur")),
-        UnlabelledScan("b", folder / "b.nrrd", "CT"),
-        UnlabelledScan("c", folder / "c.nii.gz", "CT"),
+        ScanToLabel("a", folder / "a_0000.nii.gz", "CT", patient="p", region="neck", absent=("larynx", "femur")),
+        ScanToLabel("b", folder / "b.nrrd", "CT"),
+        ScanToLabel("c", folder / "c.nii.gz", "CT"),
     ]
 
 
@@ -197,7 +197,7 @@ def test_a_dataset_of_pseudo_labels(tmp_path, scans, model):
         "patient": "p",
         "region": "neck",
         "annotated": ["tumour", "larynx"],  # drawn; known to be out of view
-        "pseudo": {"model": "hand@abc", "stability": {}},
+        "pseudo": {"model": "hand@abc", "classes": ["tumour"], "stability": {}},
     }
     assert b["annotated"] == ["tumour", "larynx"]
     cases = list_cases(root, "Dataset900_Pseudo")
@@ -217,6 +217,62 @@ def test_a_dataset_of_pseudo_labels(tmp_path, scans, model):
     )
     assert read_mask(out / "labelsTr" / "b.nii.gz").array[11, 11, 11] == 2
     assert list(generate(root, ["Dataset900_Pseudo"])) == []  # nothing is measured on it
+
+
+def test_what_people_drew_stays_by_hand():
+    """Values 1 tumour, 2 larynx, 3 ignore of the model against 1 tumour, 5 liver, 6 not annotated, 7 one of both."""
+    mask = Mask(np.array([0, 1, 2, 3, 0, 1, 2, 3, 2, 1, 2], np.uint8).reshape(11, 1, 1), Grid((11, 1, 1), GRID.affine), pseudo_labels(PLAN))
+    drawn = np.array([0, 0, 0, 0, 1, 1, 1, 1, 5, 6, 7], np.uint8).reshape(11, 1, 1)
+    # of the case 1 is tumour, 5 no class of the plan, 7 either; it leaves the larynx open
+    table = np.array([[1, 0, 1], [0, 1, 0], [0, 0, 1], [1, 0, 1], [0, 1, 1]], dtype=bool)
+    found = fill(mask, drawn, {1: 1, 5: 0, 7: 4}, table)
+    assert found.array.flatten().tolist() == [0, 0, 2, 3, 1, 1, 1, 1, 0, 3, 3]
+    assert mask.array.flatten().tolist()[:3] == [0, 1, 2]  # not changed in place
+
+
+@pytest.fixture
+def partly(tmp_path):
+    """A dataset of two cases: in one people drew the tumour, where the model sees larynx too, in the other both."""
+    folder = tmp_path / "raw" / "Dataset007_Partly"
+    ids = np.zeros(GRID.shape, np.uint8)
+    ids[2:5, 2:5, 2:5] = 1  # less than the model sees,
+    ids[10:12, 10:12, 10:12] = 1  # and where it sees larynx
+    rows = []
+    for case, annotated in (("some", ["tumour"]), ("all", ["tumour", "larynx"])):
+        volume = scan(((2, 2, 2), 4, 200), ((10, 10, 10), 4, -120))
+        write_volume(volume, folder / "imagesTr" / f"{case}_0000.nii.gz")
+        write_mask(Mask(ids, GRID), folder / "labelsTr" / f"{case}.nii.gz")
+        rows.append({"dataset": folder.name, "case": case, "patient": f"p_{case}", "annotated": annotated})
+    labels = {"labels": {"background": 0, "tumour": 1, "larynx": 2}, "channel_names": {"0": "CT"}}
+    (folder / "dataset.json").write_text(json.dumps(labels))
+    (tmp_path / "raw" / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def test_a_model_fills_what_people_left_open(tmp_path, partly, model):
+    entry = DatasetEntry(partly.name)
+    some, every = sorted(
+        (ScanToLabel.of(files, entry) for files in list_cases(partly.parent, partly.name)), key=lambda s: s.case == "all"
+    )
+    assert (some.left_open(PLAN), every.left_open(PLAN)) == (("larynx",), ())
+    out = tmp_path / "raw" / "Dataset900_Pseudo"
+    made(out, [some, every], model)
+    rows = [json.loads(line) for line in (tmp_path / "raw" / "manifest.jsonl").read_text().splitlines()]
+    (row,) = [row for row in rows if row["dataset"] == out.name]  # of the other one nothing is left to fill
+    assert (row["case"], row["patient"], row["annotated"]) == ("some", "p_some", ["larynx", "tumour"])
+    assert row["pseudo"]["classes"] == ["larynx"]
+    own = read_mask(partly / "labelsTr" / "some.nii.gz").array
+    array = read_mask(out / "labelsTr" / "some.nii.gz").array
+    assert (array[own > 0] == own[own > 0]).all()  # also where the model says larynx
+    assert not (array[own == 0] == 1).any()  # what people did not call tumour is none, whatever the model says
+    assert (array == 2).sum() == 4**3 - 2**3
+    (case,) = list_cases(out.parent, out.name)
+    assert case.pseudo and not case.real and case.patient == "p_some"
+
+    outside = ScanToLabel.of(some.files, DatasetEntry(partly.name, lesion_free_outside="targetsTr", absent=("larynx",)))
+    assert outside.left_open(PLAN) == ()
+    bare = ScanToLabel.of(replace(some.files, mask=None), DatasetEntry(partly.name, absent=("larynx",)))
+    assert bare.left_open(PLAN) == ("tumour",)
 
 
 def test_labelling_goes_on_where_it_was_interrupted(tmp_path, scans, model, monkeypatch):
@@ -269,7 +325,7 @@ def test_two_channels_are_placed_side_by_side(tmp_path, monkeypatch):
     for channel in ("0000", "0001"):
         write_volume(replace(volume, array=np.maximum(volume.array - 40, 0)), tmp_path / f"m_{channel}.nii.gz")
     out = tmp_path / "raw" / "Dataset903_Two"
-    scans = [UnlabelledScan("m", tmp_path / "m_0000.nii.gz", "MR")]
+    scans = [ScanToLabel("m", tmp_path / "m_0000.nii.gz", "MR")]
     label_scans(out, scans, "two", PseudoRules(mirror=False))
     finish_dataset(out, scans, plan, copy=True)
     assert sorted(path.name for path in (out / "imagesTr").iterdir()) == ["m_0000.nii.gz", "m_0001.nii.gz"]

@@ -81,6 +81,29 @@ def test_a_dataset_and_a_loose_scan(raw, tmp_path, model):
     assert json.loads(second.stdout)["annotated"] == {"tumour": 3}
 
 
+def test_a_case_with_labels_is_filled(raw, tmp_path):
+    """The model knows a larynx, which nobody drew in D1."""
+    torch.manual_seed(0)
+    known = {"CT": ("tumour", "larynx")}
+    plan = Plan("two", ("tumour", "larynx"), patch=(16, 16, 16), network_options=OPTIONS, trained_on=known)
+    network = build_network("residual_unet", 2, 3, OPTIONS)
+    last = [name for name, value in network.named_parameters() if value.shape == (3,)][-1]
+    with torch.no_grad():
+        network.get_parameter(last).copy_(torch.tensor([0.0, 0.0, 30.0]))
+    model = save_model(network, plan, tmp_path / "two")
+    for flag, cases in (("--partial", 3), ("--no-partial", 2)):
+        out = tmp_path / flag / "Dataset900_Pseudo"
+        result = run("pseudolabel", raw, "-o", out, "--model", model, "--json", flag)
+        assert result.exit_code == 0, result.output
+        assert json.loads(result.stdout)["cases"] == cases
+    rows = [json.loads(line) for line in (tmp_path / "--partial" / "manifest.jsonl").read_text().splitlines()]
+    drawn = next(row for row in rows if row["case"] == "drawn")
+    assert (drawn["annotated"], drawn["pseudo"]["classes"]) == (["larynx", "tumour"], ["larynx"])
+    before = read_mask(raw / "labelsTr" / "drawn.nii.gz").array
+    after = read_mask(tmp_path / "--partial" / "Dataset900_Pseudo" / "labelsTr" / "drawn.nii.gz").array
+    assert ((after == 1) == (before == 1)).all() and (after == 2).mean() > 0.8
+
+
 def test_faults_are_one_line(raw, tmp_path, model):
     out = tmp_path / "p" / "Dataset900_Pseudo"
     base = ("pseudolabel", raw, "-o", out, "--model", model)

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 if TYPE_CHECKING:
-    from seg_backbone.pseudo_dataset import UnlabelledScan
+    from seg_backbone.plan import Plan
+    from seg_backbone.pseudo_dataset import ScanToLabel
     from vlm.data.sources.question_source import QuestionSource
     from vlm.data.sources.scan_source import ScanSource
 
@@ -218,6 +219,9 @@ def pseudolabel(
         bool, typer.Option("--absence", help="What is found nowhere in a scan is taught as absent, not left open.")
     ] = False,
     mirror: Annotated[bool, typer.Option(help="Mean over the flips that the model was trained with.")] = True,
+    partial: Annotated[
+        bool, typer.Option(help="Also scans with labels, for the classes that they leave open and nobody drew.")
+    ] = True,
     modality: Annotated[
         Literal["CT", "MR"] | None, typer.Option(help="Of the scans; a dataset or a DICOM tells, others are guessed.")
     ] = None,
@@ -227,7 +231,8 @@ def pseudolabel(
 ) -> None:
     """Label scans by a model, for training: a dataset whose uncertain voxels are ignored, marked as pseudo.
 
-    Of nnU-Net raw folders the cases that annotate nothing are labelled. A run that was interrupted goes on.
+    Of nnU-Net raw folders the cases that annotate nothing are labelled; those that leave some of the model's classes
+    open get these besides what people drew. A run that was interrupted goes on.
     """
     import json
     from dataclasses import asdict
@@ -245,7 +250,7 @@ def pseudolabel(
     except AssertionError as error:
         raise ConfigError("rules", str(error), "another value", "correct it") from None
     plan = Plan.read(find_model(model) / PLAN)
-    scans = _unlabelled(paths, out, modality, len(plan.channels))
+    scans = _scans_to_label(paths, out, modality, plan, partial)
     with bar("labelling") as progress:
         faults = label_scans(out, scans, model, rules, previous, choose_device(device), progress)
     for fault in faults:
@@ -263,26 +268,36 @@ def pseudolabel(
         raise typer.Exit(1)
 
 
-def _unlabelled(paths: list[Path], out: Path, modality: str | None, channels: int) -> list[UnlabelledScan]:
-    """The scans to label, of datasets those without annotation. Raises ScanError; ConfigError for two of one name."""
-    from seg_backbone.cases import list_cases
+def _scans_to_label(
+    paths: list[Path], out: Path, modality: str | None, plan: Plan, partial: bool
+) -> list[ScanToLabel]:
+    """The scans to label, of datasets those without annotation, or also with some of the classes that the model knows.
+
+    Raises ScanError; ConfigError for two of one name.
+    """
+    from seg_backbone.cases import DatasetEntry, list_cases
     from seg_backbone.errors import ConfigError
-    from seg_backbone.pseudo_dataset import UnlabelledScan
+    from seg_backbone.pseudo_dataset import ScanToLabel
+    from seg_backbone.pseudo_labels import taught
     from vlm.cli.segment import collect
 
     datasets = [path.resolve() for path in paths if (path / "imagesTr").is_dir()]
-    scans = [
-        UnlabelledScan.of(files)
-        for folder in datasets
-        for files in list_cases(folder.parent, folder.name)
-        if files.mask is None or not files.annotated
-    ]
+    scans = []
+    for folder in datasets:
+        for files in list_cases(folder.parent, folder.name):
+            scan = ScanToLabel.of(files, DatasetEntry(folder.name))
+            unlabelled = files.mask is None or not files.annotated
+            fillable = files.real and set(taught(plan, files.modality)) & set(scan.left_open(plan))
+            if unlabelled or (partial and fillable):
+                scans.append(scan)
     loose = [path for path in paths if path.resolve() not in datasets]
-    scans += [UnlabelledScan(case, Path(scan), modality) for case, scan in collect(loose, out, channels).items()]
+    scans += [
+        ScanToLabel(case, Path(scan), modality) for case, scan in collect(loose, out, len(plan.channels)).items()
+    ]
     names = [scan.case for scan in scans]
     if not names or len(set(names)) < len(names):
         found = f"{max(names, key=names.count)} twice" if names else "none"
-        raise ConfigError(paths[0], "scans without annotation, of different names", found, "check the paths")
+        raise ConfigError(paths[0], "scans that leave a class open, of different names", found, "check the paths")
     return scans
 
 
