@@ -17,11 +17,10 @@ import argparse
 import csv
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
+from validation import run_vlm
 
 from seg_backbone.cases import CaseFiles, list_cases, read_split
 from seg_backbone.io import read_mask, write_mask
@@ -113,14 +112,6 @@ def _place(files: CaseFiles, name: str, folder: Path, labels: dict[str, int], vo
         tumour = drawn.of("tumour")
         volumes[name] = float(tumour.sum() * drawn.grid.voxel_volume_ml)
         write_mask(Mask((tumour * labels["tumour"]).astype(np.uint8), drawn.grid, labels), target)
-
-
-def run_vlm(*words: object) -> None:
-    """`vlm WORDS`; ends this program where that fails."""
-    command = [sys.executable, "-m", "vlm.cli", *map(str, words)]
-    print("$ vlm", *map(str, words[:2]), "...", flush=True)
-    if code := subprocess.run(command, cwd=ROOT).returncode:
-        raise SystemExit(code)
 
 
 if __name__ == "__main__":

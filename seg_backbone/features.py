@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from seg_backbone.geometry import Grid
-from seg_backbone.scan_heads import ScanPool
+from seg_backbone.scan_heads import ScanPool, WithPooled
 from seg_backbone.sliding_window import Forward
 
 
@@ -27,7 +27,8 @@ class Features:
 class Collector:
     """The network as a function of windows, which keeps encoder features and where in the patient they lie.
 
-    pool: also fed with every window. mirrored: the mask still comes from `forward` then, unless features are kept.
+    pool: also fed with every window, from one pass `classify` for both it and the mask. mirrored: the mask still comes
+    from `forward` then, unless features are kept.
     """
 
     def __init__(
@@ -37,17 +38,23 @@ class Collector:
         grid: Grid,
         stages: tuple[int, ...],
         pool: ScanPool | None = None,
+        classify: WithPooled | None = None,
         mirrored: bool = False,
     ) -> None:
-        self.network, self.forward, self.grid, self.pool, self.mirrored = network, forward, grid, pool, mirrored
+        self.network, self.forward, self.grid = network, forward, grid
+        self.pool, self.classify, self.mirrored = pool, classify, mirrored
         self.vectors: dict[int, list[np.ndarray]] = {stage: [] for stage in stages}
         self.positions: dict[int, list[np.ndarray]] = {stage: [] for stage in stages}
         self.count = 0
 
     def __call__(self, windows: torch.Tensor, origins: list[tuple[int, ...]]) -> torch.Tensor:
         self.count += len(windows)
-        if not self.vectors and not self.pool:
-            return self.forward(windows)
+        if not self.vectors:
+            if not self.pool or not self.classify:
+                return self.forward(windows)
+            logits, statistics = self.classify(windows)
+            self.pool.add(statistics)
+            return self.forward(windows) if self.mirrored else logits
         maps = self.network.encoder(windows)
         for stage in self.vectors:
             for features, origin in zip(maps[stage], origins, strict=True):
@@ -58,8 +65,8 @@ class Collector:
                 self.positions[stage].append(self.grid.voxel_to_world(voxel).astype(np.float32))
         logits = self.network.decoder(maps)
         if self.pool:
-            self.pool.add(maps, logits)
-        return self.forward(windows) if self.mirrored and not self.vectors else logits
+            self.pool.add(self.pool.network.pooled(maps, logits))
+        return logits
 
     def features(self) -> Features:
         """Every kept vector and its place. Windows overlap, so a place may come up more than once."""

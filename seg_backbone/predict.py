@@ -34,7 +34,7 @@ from seg_backbone.preprocess import oriented, padding, preprocess, scan_box, sep
 from seg_backbone.resample import SMOOTH, nnunet_filters
 from seg_backbone.runtimes import Forward, Runtimes
 from seg_backbone.scan_classes import Probabilities
-from seg_backbone.scan_heads import ScanHeads, ScanPool, load_heads
+from seg_backbone.scan_heads import ScanHeads, ScanPool, WithStatistics, load_heads
 from seg_backbone.skips import (
     Start,
     Tiling,
@@ -105,7 +105,8 @@ class Segmenter:
         self.gate = None if gate is None else gate.to(device)
         self.heads = [head.to(device) for head in heads]
         self.device = torch.device(device)
-        self.runtimes = Runtimes(self.network, plan.inputs, plan.patch, runtime, self.device)
+        self.classified = WithStatistics(self.network, self.heads) if self.heads else None
+        self.runtimes = Runtimes(self.network, plan.inputs, plan.patch, runtime, self.device, self.classified)
 
     @staticmethod
     def load(name: str | Path = "default", device: str = "auto", runtime: str = "torch") -> Segmenter:
@@ -141,8 +142,8 @@ class Segmenter:
 
         (array, affine): (i, j, k) numbers and a 4x4 voxel -> RAS mm affine. fast: fewer overlapping windows (a model of
         nnU-Net keeps its own: others would give another mask), and those that a certificate rules out are skipped.
-        keep_stages: encoder stages whose features to keep (see Features); then every window is run once, by torch. A
-        model that classifies scans is run by torch too. progress: called with (windows done, all). max_*: see Budget;
+        keep_stages: encoder stages whose features to keep (see Features); then every window is run once, by torch.
+        progress: called with (windows done, all). max_*: see Budget;
         settings are degraded until they fit, and the report says which. verify_skips: also run the skipped windows and
         say what differs. step: share of a window between neighbours, instead of the plan's. blending: see BLENDINGS.
         mirror: mean over the flips that the model was trained with; None: where nnU-Net does so, not in fast mode.
@@ -169,7 +170,7 @@ class Segmenter:
             self.foresee(scan, max_ram_mb)
         volume = self._complete(as_volume(scan, modality))
         clock.lap("read")
-        runtime = self.runtimes.choose(fast, bool(keep_stages or self.heads), max_ram_mb is not None)
+        runtime = self.runtimes.choose(fast, bool(keep_stages), max_ram_mb is not None)
         choice = Choice(batch=GPU_BATCH if self.device.type == "cuda" and not keep_stages else 1, step=settings.step)
         predicted = None
         why: list[str] = []
@@ -189,9 +190,10 @@ class Segmenter:
         image, grid = preprocess(volume, plan)
         clock.lap("preprocess")
         runtime = self.runtimes.verified(runtime, torch.from_numpy(image), max_ram_mb is not None)
-        pool = ScanPool(self.heads) if self.heads else None
+        pool = ScanPool(self.classified) if self.classified else None
         forward = self._mirrored(runtime.forward, settings)
-        collector = Collector(self.network, forward, grid, keep_stages, pool, forward is not runtime.forward)
+        flipped = forward is not runtime.forward
+        collector = Collector(self.network, forward, grid, keep_stages, pool, runtime.classify, flipped)
         tiling = Tiling(grid.shape, patch, choice.step)
         tensor = torch.from_numpy(image).to(self.device)
         skipped = {} if keep_stages else self._skip(runtime.forward, tensor, volume, grid, tiling, settings, choice)

@@ -1,7 +1,7 @@
 """What runs the network: torch, torch compiled, or OpenVINO on a CPU, which takes about half the time.
 
-A runtime is a function of windows: (n, channels, *patch) float32 -> (n, classes, *patch) float32 logits. Encoder
-features always come from torch. Whatever is not plain torch is held against it on windows of the first scan, and
+A runtime is a function of windows: (n, channels, *patch) float32 -> (n, classes, *patch) float32 logits; of a model that
+classifies scans also one that gives beside them what its heads pool. Encoder features always come from torch. Whatever is not plain torch is held against it on windows of the first scan, and
 dropped where the two disagree.
 """
 
@@ -13,6 +13,7 @@ import os
 import sys
 import threading
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -24,6 +25,7 @@ import torch
 
 from seg_backbone.errors import ConfigError
 from seg_backbone.io.atomic import replacing
+from seg_backbone.scan_heads import WithPooled, WithStatistics
 from seg_backbone.sliding_window import Forward, pad_to_patch, window_starts
 
 OPENVINO = {"openvino": ("openvino",), "openvino-int8": ("openvino", "nncf")}  # runtime -> packages that it needs
@@ -38,26 +40,35 @@ CHECKED = 4  # windows at most that a runtime is held against torch on
 class Runtime:
     """One way to run the network. why: for what reason it is not the one that was asked for; None where it is.
 
-    drift: see the function; None for torch, and until it was checked.
+    drift: see the function; None for torch, and until it was checked. classify: see WithStatistics; None without heads.
     """
 
     name: str
     forward: Forward
     why: str | None = None
     drift: dict[str, float] | None = None
+    classify: WithPooled | None = None
 
 
 class Runtimes:
     """The runtimes of one network: which one a scan gets, made once, checked once.
 
-    asked: one of RUNTIMES. "auto" is OpenVINO where it is installed, in fast mode on a CPU.
+    asked: one of RUNTIMES. "auto" is OpenVINO where it is installed, in fast mode on a CPU. classified: the network with
+    what its heads pool, None for a model without heads.
     Raises ConfigError for an unknown runtime, and for one that cannot be used here.
     """
 
     def __init__(
-        self, network: torch.nn.Module, channels: int, patch: tuple[int, int, int], asked: str, device: torch.device
+        self,
+        network: torch.nn.Module,
+        channels: int,
+        patch: tuple[int, int, int],
+        asked: str,
+        device: torch.device,
+        classified: WithStatistics | None = None,
     ) -> None:
         require_runtime(asked, device.type)
+        self.classified, self.converted = classified, classified or network
         self.network, self.channels, self.patch, self.asked, self.device = network, channels, patch, asked, device
         self._made: dict[str, Runtime] = {}
 
@@ -73,16 +84,23 @@ class Runtimes:
         if self.asked == "auto" and not (fast and self.device.type == "cpu" and has_package("openvino")):
             return self.plain(fast, "auto takes openvino where it is installed, in fast mode on a CPU")
         name = "compile" if self.asked == "compile" else "openvino"
+        if self.classified and name == "compile":
+            return self.plain(fast, "classes of scans come from torch or openvino")
         if name not in self._made:
-            if capped and (name == "compile" or not kept_model(self.network, self.patch).is_file()):
+            if capped and (name == "compile" or not kept_model(self.converted, self.patch).is_file()):
                 return self.plain(fast, f"{name} is not made yet, which takes memory: run once without a cap on it")
-            make = compiled_runtime if name == "compile" else openvino_runtime
-            self._made[name] = Runtime(name, make(self.network, self.channels, self.patch))
+            self._made[name] = self._make(name)
         return self._made[name]
 
     def plain(self, fast: bool, why: str | None = None) -> Runtime:
         """Torch, in mixed precision in fast mode on a GPU."""
-        return Runtime("torch", torch_runtime(self.network, fast and self.device.type == "cuda"), why)
+        half = fast and self.device.type == "cuda"
+        return Runtime("torch", torch_runtime(self.network, half), why, classify=self.classified)
+
+    def _make(self, name: str) -> Runtime:
+        make: Callable[..., Any] = compiled_runtime if name == "compile" else openvino_runtime
+        run = make(self.converted, self.channels, self.patch)
+        return Runtime(name, lambda windows: run(windows)[0], classify=run) if self.classified else Runtime(name, run)
 
     def verified(self, chosen: Runtime, image: torch.Tensor, capped: bool = False) -> Runtime:
         """The runtime, or one that agrees with torch where it does not; image: (channels, i, j, k), preprocessed."""
@@ -90,9 +108,11 @@ class Runtimes:
             return chosen
         if self._made[chosen.name].drift is None:
             self._made[chosen.name] = replace(chosen, drift=self._drift(chosen.forward, _spread(image, self.patch, 1)))
-        chosen = self._settled(chosen.name, Runtime("torch", torch_runtime(self.network)))
+        chosen = self._settled(chosen.name, self.plain(False))
         if self.asked != "openvino-int8" or chosen.name == "torch":
             return chosen
+        if self.classified:
+            return replace(chosen, why="the heads that classify scans learned from features in float32")
         if "openvino-int8" not in self._made:
             if capped and not kept_model(self.network, self.patch, "int8").is_file():
                 return replace(chosen, why="int8 is not made yet, which takes memory: run once without a cap on it")
@@ -166,8 +186,8 @@ def openvino_runtime(
     patch: tuple[int, int, int],
     calibration: list[torch.Tensor] | None = None,
     cache: Path | None = None,
-) -> Forward:
-    """The network converted for OpenVINO, on as many threads as torch uses: float32, or int8 with calibration windows.
+) -> Callable[[torch.Tensor], Any]:
+    """The network, whose result is one tensor or a tuple of them, converted for OpenVINO, on as many threads as torch uses: float32, or int8 with calibration windows.
 
     The converted model is kept in `cache` (default ~/.cache/flare-vlm/openvino) under a hash of weights, patch, kind
     and OpenVINO's version, so that the next start only reads it. Where the cache cannot be written it is done without.
@@ -195,8 +215,10 @@ def openvino_runtime(
     compiled = core.compile_model(model, "CPU", options)
     _keep_signal_stack()
 
-    def forward(windows: torch.Tensor) -> torch.Tensor:
-        return torch.from_numpy(np.concatenate([compiled(window[None].numpy())[0] for window in windows]))
+    def forward(windows: torch.Tensor) -> Any:
+        each = [[*compiled(window[None].numpy()).values()] for window in windows]
+        outputs = tuple(torch.from_numpy(np.concatenate(parts)) for parts in zip(*each, strict=True))
+        return outputs if len(outputs) > 1 else outputs[0]
 
     return forward
 

@@ -8,7 +8,7 @@ next one sees as much. The mask's probabilities pass no gradient back: a head ma
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from math import prod
 from pathlib import Path
@@ -22,6 +22,7 @@ from seg_backbone.io import replacing
 from seg_backbone.plan import Plan, ScanHeadPlan, ScanTask
 from seg_backbone.scan_classes import Probabilities
 
+WithPooled = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]  # of any runtime, see WithStatistics
 WEIGHTS = "heads.safetensors"
 NO_LESION = 1e-6  # mean probability of lesion that counts as none: the features under it become 0
 
@@ -52,6 +53,9 @@ class ScanHeads(nn.Module):
         return nn.Sequential(
             nn.LayerNorm(width), nn.Linear(width, hidden), nn.LeakyReLU(), nn.Linear(hidden, len(task.classes))
         )
+
+    def extra_repr(self) -> str:
+        return f"lesions={self.lesions}"  # by it and the weights converted models are told apart
 
     def forward(self, maps: Sequence[torch.Tensor], logits: torch.Tensor) -> torch.Tensor:
         """Of windows, each taken for a scan. maps, logits: what the network's encoder and decoder return."""
@@ -92,38 +96,57 @@ def pooled_features(network: nn.Module, plan: Plan) -> int:
     return sum(one.shape[1] for one in maps[1:])
 
 
-class ScanPool:
-    """The statistics of one scan, window after window, and what the heads make of them.
+class WithStatistics(nn.Module):
+    """A network that says beside its logits what its heads pool: windows -> logits, (B, members x statistics).
 
     heads: one for each member of an ensemble, whose feature maps lie side by side.
     """
 
-    def __init__(self, heads: Sequence[ScanHeads]) -> None:
-        self.heads = heads
-        self.total: list[torch.Tensor] = []
-        self.windows = 0
+    def __init__(self, network: nn.Module, heads: Sequence[ScanHeads]) -> None:
+        super().__init__()
+        self.network, self.heads = network, nn.ModuleList(heads)
 
-    def add(self, maps: Sequence[torch.Tensor], logits: torch.Tensor) -> None:
-        """Windows: (B, features, ...) maps and (B, classes, *patch) logits."""
+    def forward(self, windows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        maps = self.network.encoder(windows)  # type: ignore[operator]
+        logits = self.network.decoder(maps)  # type: ignore[operator]
+        return logits, self.pooled(maps, logits)
+
+    def pooled(self, maps: Sequence[torch.Tensor], logits: torch.Tensor) -> torch.Tensor:
+        """What the heads pool of maps and logits that are there already."""
         members = [one.chunk(len(self.heads), dim=1) for one in maps]
         each = [
-            head.statistics([parts[number] for parts in members], logits).sum(dim=0)
+            head.statistics([parts[number] for parts in members], logits)  # type: ignore[operator]
             for number, head in enumerate(self.heads)
         ]
-        self.total = [a + b for a, b in zip(self.total, each, strict=True)] if self.total else each
-        self.windows += len(logits)
+        return torch.cat(each, dim=1)
+
+
+class ScanPool:
+    """The statistics of one scan, window after window, and what the heads make of them."""
+
+    def __init__(self, network: WithStatistics) -> None:
+        self.network = network
+        self.heads: list[ScanHeads] = list(network.heads)  # type: ignore[arg-type]
+        self.total: torch.Tensor | None = None
+        self.windows = 0
+
+    def add(self, statistics: torch.Tensor) -> None:
+        """Windows, see WithStatistics: (B, members x statistics)."""
+        each = statistics.sum(dim=0)
+        self.total = each if self.total is None else self.total + each
+        self.windows += len(statistics)
 
     def probabilities(self, voxels: int) -> Probabilities:
         """What the scan is, the mean over the members. voxels: of the working grid, padding included.
 
         {} where no window was run.
         """
-        if not self.windows:
+        if self.total is None:
             return {}
         tasks = self.heads[0].plan.tasks
         sizes = [len(task.classes) for task in tasks.values()]
         of_members = []
-        for head, total in zip(self.heads, self.total, strict=True):
+        for head, total in zip(self.heads, self.total.chunk(len(self.heads)), strict=True):
             logits = head.classify(total[None] / self.windows, head.voxel_ml * voxels)[0]
             of_members.append([part.softmax(dim=0) for part in logits.split(sizes)])
         means = [torch.stack(parts).mean(dim=0).tolist() for parts in zip(*of_members, strict=True)]

@@ -15,7 +15,7 @@ from seg_backbone.errors import ConfigError
 from seg_backbone.plan import Plan
 from seg_backbone.preprocess import padding
 from seg_backbone.scan_classes import CLASS_FILE, UNKNOWN, read_scan_classes, read_tasks
-from seg_backbone.scan_heads import ScanHeads, ScanPool
+from seg_backbone.scan_heads import ScanHeads, ScanPool, WithStatistics
 from seg_backbone.sliding_window import pad_to_patch, predict_blocks
 from seg_backbone.train.config import SegmentationConfig
 from seg_backbone.train.model import LOSS_WEIGHTS
@@ -113,12 +113,11 @@ def _classify(
     network: torch.nn.Module, heads: ScanHeads, image: torch.Tensor, plan: Plan, device: torch.device
 ) -> dict[str, dict[str, float]]:
     """A scan through windows side by side."""
-    pool = ScanPool([heads])
+    pool = ScanPool(WithStatistics(network, [heads]))
 
     def run(windows: torch.Tensor, _: list[tuple[int, ...]]) -> torch.Tensor:
-        maps = network.encoder(windows.to(device))  # type: ignore[operator]
-        logits = network.decoder(maps)  # type: ignore[operator]
-        pool.add(maps, logits)
+        logits, statistics = pool.network(windows.to(device))
+        pool.add(statistics)
         return logits.cpu()
 
     for _ in predict_blocks(run, image, plan.patch, step=1.0, pad=padding(plan)):

@@ -20,11 +20,13 @@ from seg_backbone.nets import build_network
 from seg_backbone.plan import Plan, ScanHeadPlan, ScanTask
 from seg_backbone.preprocess import normalise, preprocess
 from seg_backbone.scan_classes import UNKNOWN
-from seg_backbone.scan_heads import WEIGHTS, ScanHeads, ScanPool, load_heads, pooled_features
+from seg_backbone.runtimes import has_package
+from seg_backbone.scan_heads import WEIGHTS, ScanHeads, ScanPool, WithStatistics, load_heads, pooled_features
 from seg_backbone.train import SegmentationConfig, train_segmentation
 from seg_backbone.train.classes import accuracies, class_terms, classify_cases
 from seg_backbone.train.config import ClassLoss, Member
 from seg_backbone.train.data import build_sources, read_cases
+from seg_backbone.train.loop import save_ensemble
 from seg_backbone.train.model import LOSS_WEIGHTS, Output, build_model
 from seg_backbone.train.objective import Step
 from seg_backbone.train.optimise import build_optimizer
@@ -181,6 +183,26 @@ def test_a_model_folder_classifies_scans(trained, data):
     assert step.classes["grade"]["low"] == pytest.approx(found.classes["grade"]["low"], abs=0.1)
 
 
+@pytest.mark.skipif(not has_package("openvino"), reason="the optional package openvino is missing")
+@pytest.mark.parametrize("members", [1, 2])
+def test_openvino_classifies_as_torch_does(trained, data, tmp_path, monkeypatch, members):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    folder = trained.output / "model"
+    if members == 2:
+        folder = save_ensemble([folder, folder], tmp_path / "two")
+    scan = data / "D1" / "imagesTr" / "p_03_0000.nii.gz"
+    expected = Segmenter.load(folder)(scan, "CT")
+    for asked in ("openvino", "openvino-int8"):
+        found = Segmenter.load(folder, runtime=asked)(scan, "CT")
+        used = found.report["runtime"]
+        assert (used["used"], used["why"] is None) == ("openvino", asked == "openvino")
+        assert (found.mask.array == expected.mask.array).mean() > 0.99
+        for task, classes in expected.classes.items():
+            assert found.classes[task] == pytest.approx(classes, abs=1e-3)
+    kept = Segmenter.load(folder, runtime="openvino")(scan, "CT", keep_stages=(1,))
+    assert (kept.report["runtime"]["used"], kept.classes) == ("torch", expected.classes)
+
+
 def test_a_folder_without_its_heads(trained, tmp_path):
     folder = shutil.copytree(trained.output / "model", tmp_path / "model")
     (folder / WEIGHTS).unlink()
@@ -210,10 +232,10 @@ def test_statistics_of_windows_add_up_to_those_of_the_scan():
         [one.transpose(0, 1).flatten(1, 2)[None] for one in maps], logits.transpose(0, 1).flatten(1, 2)[None]
     )
     torch.testing.assert_close(each.mean(0, keepdim=True), scan)
-    pool = ScanPool([heads])
+    pool = ScanPool(WithStatistics(torch.nn.Identity(), [heads]))
     assert pool.probabilities(100) == {}
     for number in range(2):
-        pool.add([one[number : number + 1] for one in maps], logits[number : number + 1])
+        pool.add(pool.network.pooled([one[number : number + 1] for one in maps], logits[number : number + 1]))
     whole = heads.classify(scan, heads.voxel_ml * 1024)[0].split(2)
     found = pool.probabilities(1024)
     for name, part in zip(TASKS, whole, strict=True):

@@ -122,9 +122,7 @@ def segment(
             Settings(step)
         segmenter = Segmenter.load(model, device, runtime)
         loaded.append(segmenter)
-        segmenter.runtimes.choose(
-            fast, bool(segmenter.heads), max_ram_mb is not None
-        )  # made while the first scan is read
+        segmenter.runtimes.choose(fast, False, max_ram_mb is not None)  # made while the first scan is read
         once["load"] = (once["import"][1], time.time())
 
         def work(scan: tuple[Volume, Span]) -> tuple[Volume, Segmentation]:
