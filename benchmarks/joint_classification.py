@@ -67,7 +67,9 @@ def prepare(data: Path, held: set[str], folder: Path) -> None:
     organs = list_cases(data, HEAD)
     labels = organs[0].labels | {"tumour": max(organs[0].labels.values()) + 1}
     volumes, manifest, rows, parts = {}, [], [], {"train": [], "val": []}
-    cases = [(f"{dataset[7:10]}_{files.case}", files) for dataset in (HEAD, *SARCOMAS) for files in list_cases(data, dataset)]
+    cases = [
+        (f"{dataset[7:10]}_{files.case}", files) for dataset in (HEAD, *SARCOMAS) for files in list_cases(data, dataset)
+    ]
     for name, files in cases:
         _place(files, name, folder, labels, volumes)
         known = list(files.annotated) if files.dataset == HEAD else ["tumour", *NOT_ON_LIMBS]

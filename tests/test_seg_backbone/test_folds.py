@@ -37,7 +37,9 @@ def test_a_rare_class_is_in_every_fold():
     """Of 31 patients 5 annotate the larynx, 10 an esophagus besides the brain stem, 1 nothing else; 6 are MR."""
     rare = [case(f"r{n}", "brainstem", "larynx") for n in range(5)]
     common = [case(f"c{n}", "brainstem", "esophagus") for n in range(10)]
-    others = [case(f"m{n}", "brainstem", modality="MR") for n in range(6)] + [case(f"p{n}", "brainstem") for n in range(9)]
+    others = [case(f"m{n}", "brainstem", modality="MR") for n in range(6)] + [
+        case(f"p{n}", "brainstem") for n in range(9)
+    ]
     every = [*rare, *common, *others, case("x", "mandible")]
     parts = folds(every)
     assert sorted(sum(parts, [])) == sorted(one.patient for one in every)
@@ -47,7 +49,10 @@ def test_a_rare_class_is_in_every_fold():
     assert [count["c"] for count in counts] == [2] * 5
     assert {count["m"] for count in counts} <= {1, 2}
     assert folds(list(reversed(every))) == parts
-    plain = [np.sort([one.patient for one in every])[held] for _, held in KFold(5, shuffle=True, random_state=12345).split(every)]
+    plain = [
+        np.sort([one.patient for one in every])[held]
+        for _, held in KFold(5, shuffle=True, random_state=12345).split(every)
+    ]
     assert min(sum(p.startswith("r") for p in part) for part in plain) == 0  # what it is for
 
 

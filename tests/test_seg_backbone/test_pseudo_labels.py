@@ -221,7 +221,11 @@ def test_a_dataset_of_pseudo_labels(tmp_path, scans, model):
 
 def test_what_people_drew_stays_by_hand():
     """Values 1 tumour, 2 larynx, 3 ignore of the model against 1 tumour, 5 liver, 6 not annotated, 7 one of both."""
-    mask = Mask(np.array([0, 1, 2, 3, 0, 1, 2, 3, 2, 1, 2], np.uint8).reshape(11, 1, 1), Grid((11, 1, 1), GRID.affine), pseudo_labels(PLAN))
+    mask = Mask(
+        np.array([0, 1, 2, 3, 0, 1, 2, 3, 2, 1, 2], np.uint8).reshape(11, 1, 1),
+        Grid((11, 1, 1), GRID.affine),
+        pseudo_labels(PLAN),
+    )
     drawn = np.array([0, 0, 0, 0, 1, 1, 1, 1, 5, 6, 7], np.uint8).reshape(11, 1, 1)
     # of the case 1 is tumour, 5 no class of the plan, 7 either; it leaves the larynx open
     table = np.array([[1, 0, 1], [0, 1, 0], [0, 0, 1], [1, 0, 1], [0, 1, 1]], dtype=bool)
@@ -252,7 +256,8 @@ def partly(tmp_path):
 def test_a_model_fills_what_people_left_open(tmp_path, partly, model):
     entry = DatasetEntry(partly.name)
     some, every = sorted(
-        (ScanToLabel.of(files, entry) for files in list_cases(partly.parent, partly.name)), key=lambda s: s.case == "all"
+        (ScanToLabel.of(files, entry) for files in list_cases(partly.parent, partly.name)),
+        key=lambda s: s.case == "all",
     )
     assert (some.left_open(PLAN), every.left_open(PLAN)) == (("larynx",), ())
     out = tmp_path / "raw" / "Dataset900_Pseudo"

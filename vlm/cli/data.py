@@ -268,9 +268,7 @@ def pseudolabel(
         raise typer.Exit(1)
 
 
-def _scans_to_label(
-    paths: list[Path], out: Path, modality: str | None, plan: Plan, partial: bool
-) -> list[ScanToLabel]:
+def _scans_to_label(paths: list[Path], out: Path, modality: str | None, plan: Plan, partial: bool) -> list[ScanToLabel]:
     """The scans to label, of datasets those without annotation, or also with some of the classes that the model knows.
 
     Raises ScanError; ConfigError for two of one name.
@@ -291,9 +289,7 @@ def _scans_to_label(
             if unlabelled or (partial and fillable):
                 scans.append(scan)
     loose = [path for path in paths if path.resolve() not in datasets]
-    scans += [
-        ScanToLabel(case, Path(scan), modality) for case, scan in collect(loose, out, len(plan.channels)).items()
-    ]
+    scans += [ScanToLabel(case, Path(scan), modality) for case, scan in collect(loose, out, len(plan.channels)).items()]
     names = [scan.case for scan in scans]
     if not names or len(set(names)) < len(names):
         found = f"{max(names, key=names.count)} twice" if names else "none"
