@@ -3,7 +3,7 @@ scores of the validation patients.
 
     python benchmarks/joint_classification.py --data ../shared/data -o runs/experiments/joint
 
-1. OUT/Dataset201_Joint: the scans of the datasets 101 to 103 under one numbering of labels, with `classification_labels`
+1. OUT/Dataset201_Joint: scans of the datasets 101 to 103 under one numbering of labels, with `classification_labels`
    in dataset.json, cls_data.csv, splits_final.json (of configs/split.json) and a manifest. Its classes follow from what
    is known of each scan: modality and region from the manifest; the esophagus is in view where people drew it, out of
    view on limbs, and unknown else; a sarcoma is smaller or larger than the median of the training patients' masks.

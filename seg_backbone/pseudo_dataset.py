@@ -40,8 +40,8 @@ SETTINGS, WORK = "pseudo.json", "pseudo"
 class ScanToLabel:
     """One scan to label. image: channel 0. modality: "CT", "MR" or None to tell by the file.
 
-    absent: classes known not to be in view, which are taught as such. files: the case of a dataset that it is, with what
-    people drew; lesion_free_outside: as in its DatasetEntry.
+    absent: classes known not to be in view, which are taught as such. files: the case of a dataset that it is, with
+    what people drew; lesion_free_outside: as in its DatasetEntry.
     """
 
     case: str

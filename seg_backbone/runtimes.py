@@ -1,8 +1,8 @@
 """What runs the network: torch, torch compiled, or OpenVINO on a CPU, which takes about half the time.
 
-A runtime is a function of windows: (n, channels, *patch) float32 -> (n, classes, *patch) float32 logits; of a model that
-classifies scans also one that gives beside them what its heads pool. Encoder features always come from torch. Whatever is not plain torch is held against it on windows of the first scan, and
-dropped where the two disagree.
+A runtime is a function of windows: (n, channels, *patch) float32 -> (n, classes, *patch) float32 logits; of a model
+that classifies scans also one that gives beside them what its heads pool. Encoder features always come from torch.
+Whatever is not plain torch is held against it on windows of the first scan, and dropped where the two disagree.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ CHECKED = 4  # windows at most that a runtime is held against torch on
 class Runtime:
     """One way to run the network. why: for what reason it is not the one that was asked for; None where it is.
 
-    drift: see the function; None for torch, and until it was checked. classify: see WithStatistics; None without heads.
+    drift: see the function; None for torch, and until it was checked. classify: see WithPooled; None without heads.
     """
 
     name: str
@@ -187,7 +187,8 @@ def openvino_runtime(
     calibration: list[torch.Tensor] | None = None,
     cache: Path | None = None,
 ) -> Callable[[torch.Tensor], Any]:
-    """The network, whose result is one tensor or a tuple of them, converted for OpenVINO, on as many threads as torch uses: float32, or int8 with calibration windows.
+    """The network, whose result is one tensor or a tuple of them, converted for OpenVINO, on as many threads as torch
+    uses: float32, or int8 with calibration windows.
 
     The converted model is kept in `cache` (default ~/.cache/flare-vlm/openvino) under a hash of weights, patch, kind
     and OpenVINO's version, so that the next start only reads it. Where the cache cannot be written it is done without.

@@ -53,9 +53,10 @@ class Member:
 class PseudoLabels:
     """Training again on what the model of the round before labels, see rounds.py.
 
-    partial: it also fills the classes that labelled scans leave open; else only scans without labels. rounds: trainings after the first one. weight: share of the windows from the scans that were labelled so, relative
+    rounds: trainings after the first one. weight: share of the windows from the scans that were labelled so, relative
     to the weights of the datasets. teacher: model folder that labels for the first round, instead of a first training.
-    warm: each round begins from the weights of the one before. rules: what is kept of the labels, see PseudoRules.
+    warm: each round begins from the weights of the one before. partial: the model also fills the classes that labelled
+    scans leave open, else it labels only scans without labels. rules: what is kept of the labels, see PseudoRules.
     """
 
     rounds: int = 1

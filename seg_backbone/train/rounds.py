@@ -6,8 +6,9 @@
     OUTPUT/pseudo_2, round_2   ...
     OUTPUT/model               that of the last round
 
-Labelled are the scans of the configuration's datasets that train and annotate nothing or not every class; never one of a
-patient that is held back. A resumed run goes on within a round, and within the labelling: a finished scan or training is not repeated.
+Labelled are the scans of the configuration's datasets that train and annotate nothing, or not every class; never one of
+a patient that is held back. A resumed run goes on within a round, and within the labelling: a finished scan or training
+is not repeated.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -42,7 +43,7 @@ def test_a_rare_class_is_in_every_fold():
     ]
     every = [*rare, *common, *others, case("x", "mandible")]
     parts = folds(every)
-    assert sorted(sum(parts, [])) == sorted(one.patient for one in every)
+    assert sorted(chain(*parts)) == sorted(one.patient for one in every)
     assert {len(part) for part in parts} <= {6, 7}
     counts = [{kind: sum(p.startswith(kind) for p in part) for kind in "rcm"} for part in parts]
     assert [count["r"] for count in counts] == [1] * 5
@@ -71,7 +72,7 @@ def test_patients_stay_whole_and_unlabelled_ones_train():
     cases = [case(p, "tumour", name=f"{p}_{n}") for n, p in enumerate("abcdefga")]
     cases += [replace(case("u", "tumour"), mask=None), case("v")]
     held = [fold_split(cases, fold)["validation"] for fold in range(5)]
-    assert sorted(sum(held, [])) == list("abcdefg")
+    assert sorted(chain(*held)) == list("abcdefg")
     assert {len(part) for part in held} == {1, 2}
     assert fold_split([case("a", "tumour"), case("b", "tumour")], 1)["validation"] in (["a"], ["b"])
     assert fold_split([case("a", "tumour"), case("a", "tumour", name="a2")], 0) == {"validation": []}

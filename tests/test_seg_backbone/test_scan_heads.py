@@ -19,8 +19,8 @@ from seg_backbone.io import read_volume, write_mask, write_volume
 from seg_backbone.nets import build_network
 from seg_backbone.plan import Plan, ScanHeadPlan, ScanTask
 from seg_backbone.preprocess import normalise, preprocess
-from seg_backbone.scan_classes import UNKNOWN
 from seg_backbone.runtimes import has_package
+from seg_backbone.scan_classes import UNKNOWN
 from seg_backbone.scan_heads import WEIGHTS, ScanHeads, ScanPool, WithStatistics, load_heads, pooled_features
 from seg_backbone.train import SegmentationConfig, train_segmentation
 from seg_backbone.train.classes import accuracies, class_terms, classify_cases

@@ -1,6 +1,7 @@
 """From a folder to masks by the command line alone: configure, train a few steps, segment."""
 
 import json
+from itertools import chain
 
 import numpy as np
 import pytest
@@ -57,7 +58,7 @@ def test_configure_train_segment(tmp_path):
         assert written["configured"][part]["window_s"] > 0
     assert set(written["configured"]["plans_of_nnunet"]) == {"plain", "resenc_m", "resenc_l", "resenc_xl"}
     parts = [fold["validation"] for fold in json.loads((tmp_path / "plan.split.json").read_text())["folds"]]
-    assert sorted(sum(parts, [])) == sorted(path.name[:3] for path in (folder / "labelsTr").iterdir())
+    assert sorted(chain(*parts)) == sorted(path.name[:3] for path in (folder / "labelsTr").iterdir())
     assert all(parts)
     assert written["configured"]["measured_on"] == "scan"
     assert "measured: that scan was segmented, with untrained weights" in text
