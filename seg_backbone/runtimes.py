@@ -53,8 +53,8 @@ class Runtime:
 class Runtimes:
     """The runtimes of one network: which one a scan gets, made once, checked once.
 
-    asked: one of RUNTIMES. "auto" is OpenVINO where it is installed, in fast mode on a CPU. classified: the network with
-    what its heads pool, None for a model without heads.
+    asked: one of RUNTIMES. "auto" is OpenVINO where it is installed, in fast mode on a CPU. classified: the network
+    with what its heads pool, None for a model without heads.
     Raises ConfigError for an unknown runtime, and for one that cannot be used here.
     """
 
