@@ -23,8 +23,6 @@ weights: .venv/.done
 	$(BIN)/vlm train segmentation --config configs/segmentation_tune.yaml --data $(DATA) --resume
 	$(BIN)/vlm train segmentation --config configs/segmentation_more.yaml --data $(DATA) --resume
 	cp runs/segmentation_more/model/* seg_backbone/weights/default/
-	$(BIN)/vlm train segmentation --config configs/segmentation_trunk.yaml --data $(DATA) --resume
-	cp runs/segmentation_trunk/model/* seg_backbone/weights/default/
 	$(BIN)/vlm train alignment --config configs/vlm.yaml --data $(DATA) --resume
 	$(BIN)/vlm train instruction --config configs/vlm.yaml --data $(DATA) --resume
 	cp runs/instruction/model/* vlm/weights/default/

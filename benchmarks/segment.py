@@ -25,6 +25,7 @@ import argparse
 import json
 import os
 import platform
+import shlex
 import subprocess
 import sys
 import time
@@ -75,7 +76,8 @@ def main() -> None:
             rows.append(json.loads(kept.read_text()))
             print(json.dumps(rows[-1]), file=sys.stderr)
         agree(rows, work)
-    write(rows, given.output, given.device)
+    asked = ("--quick",) if given.quick else ("--cases", *given.cases) if given.cases else ()
+    write(rows, given.output, given.device, [*asked, "--systems", *systems])
 
 
 def measure(
@@ -350,8 +352,8 @@ def agree(rows: list[dict[str, Any]], work: Path) -> None:
             row[f"dice_to_{other}"] = round(2 * both / size, 4) if size else 1.0
 
 
-def write(rows: list[dict[str, Any]], out: Path, device: str) -> None:
-    """benchmarks.json, benchmarks.md and benchmarks.png."""
+def write(rows: list[dict[str, Any]], out: Path, device: str, options: list[str]) -> None:
+    """benchmarks.json, benchmarks.md and benchmarks.png. options: those of the command that the note states."""
     from matplotlib.figure import Figure
 
     from eval.tables import Table, markdown
@@ -365,7 +367,8 @@ def write(rows: list[dict[str, Any]], out: Path, device: str) -> None:
         for row in rows
     ]
     headers = ["scan", "classes", "system", "cold s", "warm s", "RSS MB", "GPU MB", "Dice to MONAI", "Dice to nnU-Net"]
-    notes = [f"Made by `python benchmarks/segment.py` on {machine}.", "See the head of that file for what is measured."]
+    command = shlex.join(["python", "benchmarks/segment.py", *options])
+    notes = [f"Made by `{command}` on {machine}.", "See the head of that file for what is measured."]
     with replacing(out / "benchmarks.json") as temporary:
         temporary.write_text(json.dumps({"machine": machine, "rows": rows}, indent=2))
     with replacing(out / "benchmarks.md") as temporary:
@@ -373,20 +376,20 @@ def write(rows: list[dict[str, Any]], out: Path, device: str) -> None:
         temporary.write_text(
             f"# Benchmarks\n\n{table}\n![Seconds and memory by the number of slices](benchmarks.png)\n"
         )
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    panels = {"cold_seconds": "cold start to written mask, s", "peak_rss_mb": "peak RSS, MB"}
-    for place, (name, label) in enumerate(panels.items(), 1):
-        axes = figure.add_subplot(1, 2, place)
-        for system in dict.fromkeys(row["system"] for row in rows):
-            mine = [row for row in rows if row["system"] == system and not row["failed"]]
-            for classes in sorted({row["classes"] for row in mine}):
-                line = [(row["depth"], row[name]) for row in mine if row["classes"] == classes]
-                depths, values = zip(*line, strict=True)
-                axes.plot(depths, values, marker="o", label=f"{system}, {classes} classes")
-        axes.set(xlabel="slices", ylabel=label, ylim=(0, None))
-    axes.legend(fontsize="x-small")
+    counts = sorted({row["classes"] for row in rows})
+    panels = {"cold_seconds": "cold start to mask, s", "peak_rss_mb": "peak RSS, MB"}
+    figure = Figure(figsize=(1 + 3 * len(counts), 6), layout="constrained")
+    grid = figure.subplots(len(panels), len(counts), sharex=True, squeeze=False)
+    for (name, label), line_of_axes in zip(panels.items(), grid, strict=True):
+        for classes, axes in zip(counts, line_of_axes, strict=True):
+            for system in dict.fromkeys(row["system"] for row in rows):
+                mine = [row for row in rows if (row["system"], row["classes"]) == (system, classes)]
+                mine = [row for row in mine if not row["failed"]]
+                axes.plot([row["depth"] for row in mine], [row[name] for row in mine], marker="o", label=system)
+            axes.set(title=f"{classes} classes", xlabel="slices", ylabel=label, yscale="log")
+    grid[0][0].legend(fontsize="x-small")
     with replacing(out / "benchmarks.png") as temporary:
-        figure.savefig(temporary, format="png", dpi=150)
+        figure.savefig(temporary, format="png", dpi=110)
 
 
 def _model_of(system: str, model: Path) -> Path:

@@ -6,7 +6,7 @@
 2. `vlm data questions` (held-out wordings), `vlm batch` with predicted masks, with the reference masks and without the
    image, `vlm evaluate answers` with the majority or median answer of the training questions beside them.
 3. Tumour voxels predicted where there should be none: head-and-neck scans outside the planning target volumes, and the
-   chest CT (held apart, but the third of four stages of the shipped weights saw it).
+   torso CT (held apart, never trained on).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from seg_backbone.cases import list_cases, read_split, split_cases
 from seg_backbone.io import read_mask
 
 DATASETS = ("Dataset101_HeadNeckCT", "Dataset102_SarcomaCT", "Dataset103_SarcomaMR")
-NEGATIVES = ("Dataset106_ChestCT_unlabelled",)
+NEGATIVES = ("Dataset105_Torso",)
 
 
 def main() -> None:
