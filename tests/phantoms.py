@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 
 from seg_backbone.geometry import Grid
 from seg_backbone.lesions import find_instances
 from seg_backbone.predict import Features
+from seg_backbone.resample import resample_array, resample_labels
 from seg_backbone.volume import Mask, Volume
 from vlm.encoders.backbone import INSTANCE_STAGE, VISUAL_STAGE
 from vlm.scene import Scene, build_scene
@@ -78,13 +80,44 @@ def features_of(grid: Grid, channels: tuple[int, int] = (6, 5)) -> Features:
     return Features(vectors, positions)
 
 
+# One patient in other files: each takes a scan with its mask and gives both as they might be stored elsewhere.
+
+
+def turned(volume: Volume, mask: Mask, codes: str = "PSL") -> tuple[Volume, Mask]:
+    """The array axes stored as `codes`."""
+    stored = nib.io_orientation(volume.grid.affine)
+    transform = nib.orientations.ornt_transform(stored, nib.orientations.axcodes2ornt(codes))
+    array, ids = (np.ascontiguousarray(nib.apply_orientation(a, transform)) for a in (volume.array, mask.array))
+    affine = volume.grid.affine @ nib.orientations.inv_ornt_aff(transform, volume.grid.shape)
+    grid = Grid(array.shape, affine)
+    return Volume(array, grid, volume.modality, volume.source), Mask(ids, grid, mask.labels)
+
+
+def padded(
+    volume: Volume, mask: Mask, margins: tuple[tuple[int, int], ...] = ((5, 0), (0, 9), (4, 2))
+) -> tuple[Volume, Mask]:
+    """With so many voxels of air before and after along each array axis."""
+    array = np.pad(volume.array, margins, constant_values=-1000 if volume.modality == "CT" else 0)
+    affine = volume.grid.affine.copy()
+    affine[:3, 3] = volume.grid.voxel_to_world(-np.array([before for before, _ in margins]))
+    grid = Grid(array.shape, affine)
+    return Volume(array, grid, volume.modality, volume.source), Mask(np.pad(mask.array, margins), grid, mask.labels)
+
+
+def resampled(
+    volume: Volume, mask: Mask, spacing_mm: tuple[float, float, float] = (2.5, 2.5, 2.5)
+) -> tuple[Volume, Mask]:
+    """At another spacing."""
+    grid = volume.grid.with_spacing(spacing_mm)
+    array, ids = resample_array(volume.array, grid.shape), resample_labels(mask.array, grid.shape)
+    return Volume(array, grid, volume.modality, volume.source), Mask(ids, grid, mask.labels)
+
+
 def phantom_scene(volume: Volume, mask: Mask, channels: tuple[int, int] = (6, 5)) -> Scene:
     """The scene of a phantom."""
     instances = find_instances(mask, volume)
     classes = (*mask.labels, "larynx")
-    return build_scene(
-        "phantom", volume.modality, volume.grid, instances, classes, (), features_of(volume.grid, channels)
-    )
+    return build_scene(volume, instances, classes, (), features_of(volume.grid, channels))
 
 
 def tiny_models(folder: Path, llm: Path) -> Path:

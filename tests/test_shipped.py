@@ -8,18 +8,21 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from phantoms import SCANS
+from phantoms import SCANS, padded, resampled, turned
 
 from seg_backbone import Segmenter
+from seg_backbone.boxes import Box
 from seg_backbone.errors import CheckpointError
 from seg_backbone.io import read_mask, read_volume
 from seg_backbone.labels import read_labels
 from seg_backbone.lesions import find_instances
+from seg_backbone.volume import Mask, Volume
 from vlm.infer.engine import Engine, Scan
 
 REPOSITORY = Path(__file__).parents[1]
@@ -89,6 +92,38 @@ def test_answers_from_a_reference_mask_are_exact(engine: Engine, exact: Scan) ->
     assert there.choice == "yes" and there.evidence[0]["slice"]["axis"] == "axial"
     fat = engine.ask(exact, "What percentage of the body is fat?", "regression")
     assert fat.interval is not None and fat.interval[0] <= fat.value <= fat.interval[1]  # type: ignore[operator]
+
+
+SAME = {  # question -> how far its number may move when the file is resampled, as a share
+    "How many tumours are there?": 0.0,
+    "Is there a tumour in this scan?": 0.0,
+    "Which side of the body is the tumour on?": 0.0,
+    "Is this a CT or an MR scan?": 0.0,
+    "Which region of the body does this scan show?": 0.0,
+    "What is the longest axial diameter of the tumour?": 0.04,
+    "What is the volume of the tumour?": 0.02,
+    "What percentage of the body is fat?": 0.1,
+    "Where is the tumour?": 0.0,
+}
+
+
+@pytest.mark.parametrize("change", [turned, padded, resampled])
+@pytest.mark.parametrize("given", [True, False])
+def test_the_file_does_not_matter(engine: Engine, change: Callable[..., tuple[Volume, Mask]], given: bool) -> None:
+    """A real patient stored otherwise gives the same answers, from a drawn mask and from the model's own."""
+    scan = read_volume(image(SARCOMA), "CT"), read_mask(mask(SARCOMA), {"tumour": 1})
+    first, second = (engine.open(v, m if given else None) for v, m in (scan, change(*scan)))
+    for question, apart in SAME.items():
+        one, other = engine.ask(first, question), engine.ask(second, question)
+        assert (one.type, one.choice, one.abstained) == (other.type, other.choice, other.abstained), question
+        assert other.confidence == pytest.approx(one.confidence, abs=0.1)
+        if isinstance(one.value, float):
+            assert other.value == pytest.approx(one.value, rel=apart if given else 0.1), question
+        else:
+            assert other.value == one.value, question
+        for a, b in zip(one.boxes or (), other.boxes or (), strict=True):
+            ours, theirs = (Box(tuple(box["min_mm"]), tuple(box["max_mm"])) for box in (a, b))
+            assert ours.iou(theirs) > (0.9 if given else 0.7)
 
 
 def test_the_kind_is_understood_without_being_declared(engine: Engine, exact: Scan) -> None:

@@ -23,8 +23,8 @@ class Fact:
 
 
 class Facts(dict[str, Fact]):
-    """Facts by name. "value:NAME:UNIT" and "label:NAME" are facts of whole scans that a table of the user's gives (see
-    vlm/data/targets.py): they say of themselves what they are, and are not among the names listed.
+    """Facts by name. "value:NAME:UNIT", "label:NAME" and "count:NAME" are facts of whole scans that a table of the
+    user's gives (see vlm/data/targets.py): they say of themselves what they are, and are not among the names listed.
     """
 
     def __missing__(self, name: str) -> Fact:
@@ -34,6 +34,8 @@ class Facts(dict[str, Fact]):
             return Fact(f"The {target} of the scan, a number.", "regression", "scan", unit or None)
         if sort == "label":
             return Fact(f"The {rest} of the scan, one of a fixed set of labels.", "classification", "scan")
+        if sort == "count":
+            return Fact(f"How many {rest} there are, estimated without a mask.", "counting", "scan")
         raise KeyError(name)
 
 

@@ -52,13 +52,15 @@ class Mention:
     """classes: those among the given ones that the text names, in the order of their first words there.
 
     others: names of known anatomy that is not among them. lesions: the text names a lesion in general ("mass",
-    "tumour"). places: the classes that lesions are asked about in: "tumours in the liver", "liver tumours".
+    "tumour"). places: the classes that lesions are asked about in: "tumours in the liver", "liver tumours". elsewhere:
+    the same among `others`.
     """
 
     classes: tuple[str, ...]
     others: tuple[str, ...]
     lesions: bool
     places: tuple[str, ...] = ()
+    elsewhere: tuple[str, ...] = ()
 
 
 class _Hit(NamedTuple):
@@ -104,7 +106,7 @@ def find_mentions(text: str, classes: tuple[str, ...]) -> Mention:
     hits = _with_places(_with_parts(_hits(words, known), words, known), words, known)
     sides = _sides(words, hits)
     named: dict[str, tuple[int, int]] = {}  # class -> where it is first named, and with which side
-    places, others = set[str](), []
+    places, others, elsewhere = set[str](), list[str](), list[str]()
     for number, hit in enumerate(hits):
         members = _members(hit, known)
         said = [side for side in sides if side.hit in (number, None)]
@@ -118,15 +120,21 @@ def find_mentions(text: str, classes: tuple[str, ...]) -> Mention:
                     named[name] = min(named.get(name, first), first)
         if not members and LESION not in hit.names:
             others.append(hit.names[0])
+            elsewhere += [hit.names[0]] if inside or _holds_lesion(number, hits, words) else []
+        sides_of = {side for _, side in members}
+        if members and None not in sides_of and not hit.place:  # of a pair the other one, which is no class
+            others += [f"{s.side} {hit.names[0]}" for s in said if s.side not in sides_of]
     general = [hit.start for hit in hits if LESION in hit.names]
     for name in classes:
         if general and is_lesion(name):
             named.setdefault(name, (general[0], 0))
+    of_lesions = bool(general) or any(map(is_lesion, named))
     return Mention(
         classes=tuple(sorted(named, key=named.__getitem__)),
         others=tuple(dict.fromkeys(others)),
         lesions=bool(general),
-        places=tuple(name for name in classes if name in places and (general or any(map(is_lesion, named)))),
+        places=tuple(name for name in classes if name in places and of_lesions),
+        elsewhere=tuple(dict.fromkeys(elsewhere)) if of_lesions else (),
     )
 
 
@@ -136,6 +144,16 @@ def mentions_in(text: str, options: tuple[str, ...], classes: tuple[str, ...]) -
     if options and not mention.classes and not mention.others:
         return find_mentions("; ".join((text, *options)), classes)
     return mention
+
+
+def says(text: str, name: str) -> bool:
+    """Whether a text holds a name, in the singular or plural, or with one slip of the fingers in a long word."""
+    *first, last = _normal(name).split()
+    trie: Trie = {}
+    for form in _forms(last):
+        _add(trie, " ".join((*first, form)), name)
+    words = _words(text, _long(name))
+    return any(next(_found(trie, words, start), None) for start in range(len(words)))
 
 
 def split_side(name: str) -> tuple[str, str | None]:
@@ -285,6 +303,15 @@ def _with_places(hits: list[_Hit], words: list[str], known: _Known) -> list[_Hit
         if own or site or LESION not in finding.names or (adjacent and _members(organ, known)):
             found[here] = organ._replace(place=True)
     return [hit for hit in found if not hit.place or _members(hit, known)]
+
+
+def _holds_lesion(number: int, hits: list[_Hit], words: list[str]) -> bool:
+    """Whether a hit stands beside a lesion as its place: "liver tumour", "a tumour of the liver"."""
+    hit, before, after = hits[number], hits[:number][-1:], hits[number + 1 :][:1]
+    adjacent = any(LESION in lesion.names and lesion.start == hit.end for lesion in after)
+    return adjacent or any(
+        LESION in lesion.names and _LIES_IN.fullmatch(_gap(words, lesion.end, hit.start)) for lesion in before
+    )
 
 
 def _is_finding(hit: _Hit) -> bool:

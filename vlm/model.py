@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from seg_backbone.errors import CheckpointError, ConfigError, InputError
@@ -28,6 +29,7 @@ from vlm.facts import FIRST_FACTS, NAMES, facts_of
 from vlm.grounding import Mention, mentions_in
 from vlm.heads.labels import Labels
 from vlm.heads.lexical import Lexical
+from vlm.heads.ordinal import which_count
 from vlm.heads.pointer import MENTION, Pointer
 from vlm.heads.reading import Calibration, Focus, Reading
 from vlm.heads.regression import TARGETS, Quantiles
@@ -35,6 +37,7 @@ from vlm.heads.router import Router
 from vlm.llm import DEFAULT_LLM, load_llm
 from vlm.projector import Projector
 from vlm.prompts import make_prompt
+from vlm.regions import REGIONS
 from vlm.resampler import Perceiver
 from vlm.scene import FACTS as SCAN_FACTS
 from vlm.scene import Scene, scene_classes
@@ -43,6 +46,7 @@ from vlm.schema import Question
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+SEES_FACTS = ("projector.facts.0.weight", "quantiles.layers.0.weight")  # the scan's facts are their last inputs
 CONFIG, WEIGHTS, ADAPTER, CALIBRATION = "vlm.json", "heads.safetensors", "adapter", "calibration.json"
 
 
@@ -62,8 +66,9 @@ class VlmConfig:
 
     Answers. answers: "heads", or "text": the language model writes every answer itself, numbers too, for comparison.
     regression_scale: target -> (mean, standard deviation) in its unit. facts: those the router tells apart, in order.
-    labels: those of them that a table of the user's taught, with the labels of each (vlm/data/targets.py). lexical:
-    whether the words of a question have a say in which fact it asks for (vlm/heads/lexical.py).
+    labels: those of them that a table of the user's taught, with the labels of each (vlm/data/targets.py). counted:
+    those of the latter that are counts, with the names of the thing. lexical: whether the words of a question have a
+    say in which fact it asks for (vlm/heads/lexical.py).
     """
 
     llm: str = DEFAULT_LLM
@@ -87,6 +92,7 @@ class VlmConfig:
     regression_scale: dict[str, tuple[float, float]] | None = None
     facts: tuple[str, ...] = NAMES
     labels: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    counted: dict[str, tuple[str, ...]] = field(default_factory=dict)
     lexical: bool = False
     name: str = "default"
 
@@ -101,7 +107,8 @@ class VlmConfig:
             object.__setattr__(self, "perceiver", Perceiver(**perceiver))
         for key in ("cells", "facts", *(() if isinstance(self.lora_targets, str) else ("lora_targets",))):
             object.__setattr__(self, key, tuple(getattr(self, key)))
-        object.__setattr__(self, "labels", {fact: tuple(known) for fact, known in self.labels.items()})
+        for key in ("labels", "counted"):
+            object.__setattr__(self, key, {fact: tuple(known) for fact, known in getattr(self, key).items()})
         if len(self.cells) != 3 or min(self.cells) < 1:
             raise ConfigError("cells", "three numbers from 1", f"{self.cells}", "correct it")
         for key, allowed in (("quantize", (None, "nf4")), ("answers", ("heads", "text"))):
@@ -227,6 +234,8 @@ class VisionLanguageModel(nn.Module):
             if trained != width:
                 raise ValueError(f"weights for a language model of width {trained}, {config.llm} has {width}")
             model = VisionLanguageModel(config, llm, tokenizer)
+            for key in SEES_FACTS:
+                state[key] = _with_facts(state[key], model.get_parameter(key).shape[1])
             missing, unexpected = model.load_state_dict(state, strict=False)
             missing = [key for key in missing if not key.startswith("llm.")]
             if missing or unexpected:
@@ -245,7 +254,7 @@ class VisionLanguageModel(nn.Module):
             if isinstance(error, InputError):
                 raise
             found = " ".join(str(error).split())[:300]
-            raise CheckpointError(folder, "weights that fit the language model", found, "fetch it again") from None
+            raise CheckpointError(folder, "weights that fit the language model", found, "fetch it again, or train it anew") from None
         return model.to(device).eval()
 
     # -- the forward road ---------------------------------------------------------------------------------------------
@@ -255,7 +264,7 @@ class VisionLanguageModel(nn.Module):
         if not self.config.visual:
             scene = replace(scene, visual=scene.visual[:0])
         if not self.config.instances:
-            scene = replace(scene, instances=[], pooled=scene.pooled[:0], geometry=scene.geometry[:0])
+            scene = scene.showing([], scene.pooled[:0])
         return scene
 
     def scan_tokens(self, scene: Scene) -> torch.Tensor:
@@ -333,6 +342,7 @@ class VisionLanguageModel(nn.Module):
         scores = self.read(scene, opened, question.question, question.options, mention)
         selection = torch.sigmoid(scores.selection).cpu().numpy()
         fact, probability, off_topic = route(scores.router, self.config.facts, question.type, question.unit)
+        fact = which_count(fact, question.question, scene, self.config.counted)
         if focus:
             fact, off_topic = focus.fact, 0.0
             known = fact in self.config.facts
@@ -351,6 +361,7 @@ class VisionLanguageModel(nn.Module):
             calibration=self.calibration,
             lacking=focus.lacking if focus else None,
             label_shares=self.label_shares(fact, scores),
+            counted=self.config.counted.get(fact, ()),
         )
         return reading, off_topic
 
@@ -426,6 +437,12 @@ class VisionLanguageModel(nn.Module):
             with torch.no_grad():
                 self._names[label] = embed(torch.tensor(ids, device=embed.weight.device)).mean(0).clone()
         return self._names[label]
+
+
+def _with_facts(weight: torch.Tensor, inputs: int) -> torch.Tensor:
+    """The weights of an earlier version, which knew fewer facts of a scan: those that it lacks weigh nothing."""
+    known = len(REGIONS)
+    return F.pad(weight, (0, known)) if weight.shape[1] == inputs - known else weight
 
 
 def _stored(weight: torch.Tensor) -> torch.Tensor:

@@ -89,7 +89,10 @@ class Question:
 
 @dataclass(frozen=True)
 class Answer:
-    """One answer; its fields are those of the JSON line. Lengths in mm, volumes in ml, boxes in RAS mm."""
+    """One answer; its fields are those of the JSON line. Lengths in mm, volumes in ml, boxes in RAS mm.
+
+    unknown: structures that the question names and the answer could not take into account.
+    """
 
     id: str
     type: str
@@ -107,6 +110,7 @@ class Answer:
     unscored: str | None = None
     seconds: float = 0.0
     model: str = ""
+    unknown: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """The JSON object of the contract; every key is always there."""
@@ -121,6 +125,7 @@ class Answer:
             "choices": list(self.choices) if self.choices is not None else None,
             "boxes": list(self.boxes) if self.boxes is not None else None,
             "evidence": list(self.evidence),
+            "unknown": list(self.unknown),
             "confidence": round(self.confidence, 4),
             "abstained": self.abstained,
             "reason": self.reason,

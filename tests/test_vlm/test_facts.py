@@ -55,16 +55,15 @@ def abdomen() -> tuple[Scene, Volume, CaseFiles]:
     array[32:36, 18:26, 24:32] += 60  # so that the largest tumour is not homogeneous
     volume, mask = Volume(array, grid, "CT", "abdomen"), Mask(array=ids, grid=grid, labels=LABELS)
     instances = find_instances(mask, volume)
-    scene = build_scene("abdomen", "CT", grid, instances, (*LABELS, "larynx"), (), features_of(grid))
+    scene = build_scene(volume, instances, (*LABELS, "larynx"), (), features_of(grid))
     files = CaseFiles("D", "abdomen", "abdomen", "CT", Path("a.nii.gz"), Path("m"), LABELS, tuple(LABELS))
     return scene, volume, files
 
 
 def ask(abdomen: tuple[Scene, Volume, CaseFiles], part: str, seed: int) -> list[Question]:
-    scene, volume, files = abdomen
-    return questions_of_case(
-        files, scene.instances, volume, read_wordings(), part, Random(seed), 500, ("larynx",), relations=scene.relations
-    )
+    scene, _, files = abdomen
+    how = (read_wordings(), part, Random(seed), 500, ("larynx",))
+    return questions_of_case(files, scene.instances, scene.body, *how, relations=scene.relations)
 
 
 def perfectly_read(scene: Scene, question: Question) -> Reading:

@@ -204,6 +204,31 @@ def test_anatomy_that_is_not_among_the_classes(text: str, others: tuple[str, ...
     assert find_mentions(text, ALL).others == others
 
 
+def test_the_other_one_of_a_pair_is_another() -> None:
+    one = ("kidney_left", "parotid_left", "tumour")
+    assert find_mentions("volume of the right kidney", one).others == ("right kidney",)
+    assert find_mentions("right parotid", one).others == ("right parotid gland",)
+    assert find_mentions("volume of the left kidney", one).others == ()
+    assert find_mentions("volume of the right kidney", (*one, "kidney_right")).others == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "elsewhere"),
+    [
+        ("tumours in the liver", ("liver",)),
+        ("the largest liver lesion", ("liver",)),
+        ("a mass of the right kidney", ("kidney",)),
+        ("a lump within his left lung", ("lung",)),
+        ("volume of the liver and of the tumour", ()),
+        ("tumours, the liver and the spleen", ()),
+        ("tumours in the larynx", ()),
+        ("the liver in this scan", ()),
+    ],
+)
+def test_where_lesions_are_asked_about(text: str, elsewhere: tuple[str, ...]) -> None:
+    assert find_mentions(text, ALL).elsewhere == elsewhere
+
+
 def test_a_class_of_the_vocabulary_that_the_labels_lack_is_another() -> None:
     assert find_mentions("larynx volume", ("tumour",)).others == ("larynx",)
 

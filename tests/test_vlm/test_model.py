@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from phantoms import phantom, phantom_scene, tiny_llm
+from safetensors.torch import load_file, save_file
 
 from seg_backbone.errors import CheckpointError
 from vlm.facts import NAMES, facts_of
 from vlm.grounding import find_mentions
-from vlm.model import VisionLanguageModel, VlmConfig, route
+from vlm.model import SEES_FACTS, VisionLanguageModel, VlmConfig, route
 from vlm.prompts import make_prompt
-from vlm.scene import Scene, scene_classes
+from vlm.regions import REGIONS
+from vlm.scene import FACTS, Scene, scene_classes
 
 QUESTIONS = ("How many tumours are there?", "Volume of the left parotid gland", "x")
 
@@ -82,6 +86,29 @@ def test_save_and_load(model: VisionLanguageModel, scene: Scene, llm_folder: Pat
         before, after = model.pack(scene, ids)[1], again.pack(scene, ids)[1]
     torch.testing.assert_close(before, after, atol=2e-2, rtol=2e-2)
     assert again.regress(scene)["fat_percent"][0] <= again.regress(scene)["fat_percent"][2]
+
+
+def test_weights_of_fewer_facts_still_serve(
+    model: VisionLanguageModel, scene: Scene, llm_folder: Path, tmp_path: Path
+) -> None:
+    """An earlier version's weights saw no regions: they answer as before; weights of other sizes are refused."""
+    object.__setattr__(model.config, "llm", str(llm_folder))
+    file = model.save(tmp_path / "vlm") / "heads.safetensors"
+    weights = load_file(file)
+    for key in SEES_FACTS:
+        weights[key] = weights[key][:, : -len(REGIONS)].contiguous()
+    save_file(weights, file)
+    again = VisionLanguageModel.load(tmp_path / "vlm")
+    elsewhere = replace(scene, facts=np.concatenate([scene.facts[: -len(REGIONS)], np.ones(len(REGIONS))]).astype("f4"))
+    nowhere = replace(scene, facts=np.where(np.arange(FACTS) < FACTS - len(REGIONS), scene.facts, 0).astype("f4"))
+    torch.testing.assert_close(again.scan_tokens(elsewhere), again.scan_tokens(nowhere))
+    torch.testing.assert_close(again.scan_tokens(nowhere), model.scan_tokens(nowhere), atol=2e-2, rtol=2e-2)
+    assert again.regress(elsewhere) == again.regress(nowhere)
+    weights[SEES_FACTS[0]] = weights[SEES_FACTS[0]][:, 1:].contiguous()
+    save_file(weights, file)
+    with pytest.raises(CheckpointError, match="train it anew") as caught:
+        VisionLanguageModel.load(tmp_path / "vlm")
+    assert "\n" not in str(caught.value)
 
 
 def test_a_wrong_folder_is_refused(model: VisionLanguageModel, llm_folder: Path, tmp_path: Path) -> None:

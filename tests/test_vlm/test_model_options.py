@@ -138,9 +138,7 @@ def test_the_number_of_visual_tokens_is_chosen(llm_folder: Path, tmp_path: Path)
 
     def tokens(**options: Any) -> int:
         model = build(llm_folder, **options)
-        scene = build_scene(
-            "phantom", "CT", volume.grid, instances, tuple(LABELS), (), features_of(volume.grid), model.config.cells
-        )
+        scene = build_scene(volume, instances, tuple(LABELS), (), features_of(volume.grid), model.config.cells)
         again = VisionLanguageModel.load(model.save(tmp_path / "vlm"))
         torch.testing.assert_close(again.scan_tokens(scene), model.scan_tokens(scene), atol=2e-2, rtol=2e-2)
         return len(model.scan_tokens(scene)) - len(model.prompt.before) - 1 - len(instances)

@@ -11,7 +11,7 @@ from random import Random
 import numpy as np
 import pytest
 import torch
-from phantoms import phantom, tiny_llm, tiny_models
+from phantoms import tiny_llm, tiny_models
 from torch import nn
 
 from seg_backbone.cases import CaseFiles, list_cases
@@ -24,15 +24,16 @@ from vlm.heads.reading import Reading
 from vlm.infer.engine import Engine
 from vlm.model import VisionLanguageModel, VlmConfig
 from vlm.scene import Scene
-from vlm.schema import Question, read_questions
+from vlm.schema import Answer, Question, read_questions
 from vlm.train.examples import Example
 from vlm.train.losses import pack_losses
 
-AGE, PHASE = "value:age:years", "label:phase"
-TABLE = "case,age,phase,site\ncase_0,61,venous,A\ncase_1,72.5,arterial,\ncase_2,,venous,B\n"
+AGE, PHASE, POLYPS = "value:age:years", "label:phase", "count:polyps"
+TABLE = "case,age,phase,polyps\ncase_0,61,venous,2\ncase_1,72.5,arterial,0.0\ncase_2,,venous,\n"
 ASKED = {
     "age": {"unit": "years", "train": ["How old is the patient?"], "heldout": ["What is the age of the patient?"]},
     "phase": {"train": ["In which phase was this taken?", "Phase?"], "heldout": ["Which contrast phase is it?"]},
+    "polyps": {"count": "polyp", "train": ["How many polyps are there?"], "heldout": ["Count the polyps."]},
 }
 
 
@@ -44,9 +45,12 @@ def written(folder: Path, rows: str = TABLE, **told: object) -> Path:
 
 def test_a_column_of_numbers_is_a_value_another_one_labels(phantoms_on_disk: Path) -> None:
     targets = read_targets(written(phantoms_on_disk))
-    assert list(targets.targets) == [AGE, PHASE] and targets.labels == {PHASE: ("arterial", "venous")}
+    assert list(targets.targets) == [AGE, PHASE, POLYPS] and targets.counted == {POLYPS: ("polyp",)}
+    assert targets.labels == {PHASE: ("arterial", "venous"), POLYPS: ("0", "1", "2")}
     cases = {case.case: targets.of(case) for case in list_cases(phantoms_on_disk / "data", "Dataset001_Phantom")}
-    assert cases["case_0"] == {AGE: Told(61.0, ()), PHASE: Told("venous", ("arterial", "venous"))}
+    phase = Told("venous", ("arterial", "venous"))
+    assert cases["case_0"] == {AGE: Told(61.0, ()), PHASE: phase, POLYPS: Told("2", ())}
+    assert cases["case_1"][POLYPS] == Told("0", ())
     assert set(cases["case_2"]) == {PHASE}, "an empty cell is unknown"
     assert read_targets(None) == Targets()
 
@@ -54,6 +58,7 @@ def test_a_column_of_numbers_is_a_value_another_one_labels(phantoms_on_disk: Pat
 def test_facts_say_of_themselves_what_they_are() -> None:
     assert (FACTS[AGE].kind, FACTS[AGE].unit, FACTS[AGE].takes) == ("regression", "years", "scan")
     assert (FACTS[PHASE].kind, FACTS[PHASE].unit) == ("classification", None)
+    assert (FACTS[POLYPS].kind, FACTS[POLYPS].takes) == ("counting", "scan")
     assert AGE not in FACTS and "no fact" not in FACTS
     with pytest.raises(KeyError):
         FACTS["no fact"]
@@ -72,6 +77,10 @@ def test_facts_say_of_themselves_what_they_are() -> None:
         (TABLE.replace("phase", "phase 1"), {"targets": {"phase 1": ASKED["phase"]}}, "rename"),
         ("case,age,phase\ncase_0,60,venous\ncase_1,60,arterial\n", {}, "different values"),
         ("", {}, "case or patient"),
+        (TABLE.replace("0.0", "0.5"), {}, "whole numbers from 0 to 50 in polyps"),
+        (TABLE.replace("0.0", "51"), {}, "whole numbers from 0 to 50 in polyps"),
+        (TABLE.replace("0.0", "few"), {}, "whole numbers from 0 to 50 in polyps"),
+        (TABLE, {"targets": {"polyps": ASKED["polyps"] | {"count": ["cyst"]}}}, "name what is counted"),
     ],
 )
 def test_faults_are_named(tmp_path: Path, table: str, told: dict[str, object], word: str) -> None:
@@ -110,12 +119,15 @@ def test_from_table_to_answer(
     assert {(q.extra["patient"], q.answer) for q in asked} == {
         ("case_0", 61.0),
         ("case_0", "venous"),
+        ("case_0", 2),
         ("case_1", 72.5),
         ("case_1", "arterial"),
+        ("case_1", 0),
         ("case_2", "venous"),
     }
     assert all(q.extra["source"] == "table" for q in asked)
-    assert all(q.unit == "years" or set(q.options) == {"arterial", "venous"} for q in asked)
+    options = {"regression": set(), "counting": set(), "classification": {"arterial", "venous"}}
+    assert all(set(q.options) == options[q.type] for q in asked)
     config = {
         "data": str(folder / "data"),
         "split": str(folder / "split.json"),
@@ -130,17 +142,28 @@ def test_from_table_to_answer(
     code, out, err = run("train", "alignment", "--config", folder / "vlm.yaml")
     assert code == 0, err
     engine = Engine.load(out.strip(), "cpu")
-    assert engine.model.config.facts == (*NAMES, AGE, PHASE)
+    assert engine.model.config.facts == (*NAMES, AGE, PHASE, POLYPS)
     assert engine.model.config.regression_scale is not None
     assert engine.model.config.regression_scale[AGE] == pytest.approx((66.75, 5.75))
     scan = engine.open(dataset / "imagesTr" / "case_2_0000.nii.gz")
     bias = engine.model.router.layers[-1].bias
-    for fact, kind in ((AGE, "regression"), (PHASE, "classification")):
+
+    def ask(fact: str, text: str, kind: str | None = None) -> Answer:
         nn.init.zeros_(bias)
         bias.data[engine.model.config.facts.index(fact)] = 99.0
-        answer = engine.ask(scan, "How old is the patient?", kind)
-        assert not answer.abstained, answer.text
-        assert answer.interval if kind == "regression" else answer.choice in ("arterial", "venous")
+        return engine.ask(scan, text, kind)
+
+    age = ask(AGE, "How old is the patient?", "regression")
+    assert age.interval and not age.abstained, age.text
+    phase = ask(PHASE, "Which phase is it?", "classification")
+    assert phase.choice in ("arterial", "venous") and not phase.abstained, phase.text
+    for fact in (POLYPS, "count"):  # whichever count the router reads, the words say which one is meant
+        polyps = ask(fact, "How many polyps are there?")
+        assert polyps.type == "counting" and polyps.value in (0, 1, 2) and not polyps.abstained
+        assert polyps.evidence == () and "not counted on a mask" in polyps.text and 0 < polyps.confidence < 1
+        unknown = ask(fact, "How many cysts are there?")
+        assert unknown.abstained and unknown.value is None and "cyst" in (unknown.reason or "")
+        assert "mask" not in ask(fact, "How many tumours are there?").text
 
 
 def test_the_label_head_learns(scene: Scene, llm_folder: Path, tmp_path: Path) -> None:
@@ -152,7 +175,7 @@ def test_the_label_head_learns(scene: Scene, llm_folder: Path, tmp_path: Path) -
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], 1e-2)
     files = CaseFiles("D", "c", "c", "CT", tmp_path, None, {}, ())
     examples = [
-        (Example(replace(scene, visual=scene.visual + shift), files, phantom()[0], (), None), label)
+        (Example(replace(scene, visual=scene.visual + shift), files, (), None), label)
         for shift, label in ((0.0, "arterial"), (2.0, "venous"))
     ]
     question = Question("q", "s", "In which phase was this taken?", "classification", known[PHASE])

@@ -22,6 +22,7 @@ from vlm.data.threshold import ATTRIBUTES, Threshold
 from vlm.data.wordings import Wordings, enumerate_things
 from vlm.facts import FACTS
 from vlm.grounding import split_side
+from vlm.regions import REGIONS, STATED, regions_in_view
 
 CLEAR = 1.05  # volumes in a smaller ratio are not ranked
 OBVIOUS = 1.5  # volumes in a larger ratio are not compared: anatomy alone tells
@@ -30,8 +31,6 @@ FARTHEST = 3.0  # and at most this factor away from the one they were made for
 DENSER_HU = 10.0  # means that differ by less are not ranked
 SOLID_HU = 20.0  # ratios are not taken over means nearer to 0 than this
 SURE = 0.1  # a rule is asked about only where the measure is at least this share away from its limit
-REGIONS = {"head and neck": "head and neck", "soft tissue": "limb or trunk soft tissue"}  # manifest -> option
-REGION_OPTIONS = ("head and neck", "limb or trunk soft tissue", "chest", "abdomen")
 OPEN_FACTS = ("findings", "off_topic")
 
 
@@ -54,7 +53,7 @@ class Thing:
 @dataclass(frozen=True, eq=False)
 class Scene:
     """A case as the drafts below see it. fat: per cent of the body that is fat, None where no CT tells. relations:
-    what is measured between its instances. space_ml: the volume of the scan's box.
+    what is measured between its instances. space_ml: the volume of the body's box.
     """
 
     things: tuple[Thing, ...]
@@ -477,8 +476,10 @@ def _modality(scene: Scene) -> Iterator[Draft]:
 
 
 def _region(scene: Scene) -> Iterator[Draft]:
-    if scene.region in REGIONS:
-        yield Draft({}, REGIONS[scene.region], options=scene.shuffled(REGION_OPTIONS))
+    seen = regions_in_view(piece for thing in scene.things if not thing.group for piece in thing.pieces)
+    region = next(iter(seen), STATED.get(scene.region))
+    if region and len(seen) < 2:
+        yield Draft({}, region, options=scene.shuffled(REGIONS))
 
 
 def _contents(scene: Scene) -> Iterator[Draft]:
@@ -533,7 +534,7 @@ DRAFTS: dict[str, Callable[[Scene], Iterator[Draft]]] = {
 SOURCES = {
     "side": "reference mask; midline of the body in view",
     "modality": "manifest",
-    "region": "manifest",
+    "region": "structures in view; manifest where none tells",
     "fat_percent": "CT voxels within -190 to -30 HU",
     **dict.fromkeys(OPEN_FACTS, "none"),
 }

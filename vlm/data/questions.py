@@ -25,11 +25,13 @@ import numpy as np
 
 from seg_backbone.cases import CaseFiles, list_cases, split_cases
 from seg_backbone.errors import ConfigError
+from seg_backbone.geometry import Grid
 from seg_backbone.io import read_mask, read_volume
 from seg_backbone.labels import LESIONS
 from seg_backbone.lesions import BODY_HU, Instance, Instances, find_instances
 from seg_backbone.relations import Relations
 from seg_backbone.volume import Volume
+from vlm.body import body_grid
 from vlm.data.drafts import DRAFTS, SOURCES, Draft, Scene, Thing
 from vlm.data.targets import Targets, Told
 from vlm.data.wordings import PARTS, Wordings, read_wordings
@@ -89,7 +91,7 @@ def generate(
         yield from questions_of_case(
             files,
             instances,
-            volume,
+            body_grid(volume),
             wordings,
             random.choice(PARTS) if wordings_part == "both" else wordings_part,
             random,
@@ -109,7 +111,7 @@ def generate(
 def questions_of_case(
     files: CaseFiles,
     instances: Iterable[Instance],
-    volume: Volume,
+    body: Grid,
     wordings: Wordings,
     part: str,
     random: Random,
@@ -125,15 +127,15 @@ def questions_of_case(
     """At most `per_case` questions about one case: every fact in turn, in random order, until all is asked.
 
     instances: of the reference mask; none for a case without a mask, about which only the scan itself is asked.
-    part: of the wordings. absent: canonical classes known not to be in view. image: what to write as the path, the
+    body: the part of the scan's grid that holds the body. part: of the wordings. absent: canonical classes known not to be in view. image: what to write as the path, the
     scan's own by default. fat: share of the body, in per cent; fat_from: where it was measured. include_open:
     questions without a reference answer too: `findings`, `off_topic` and what no rule can tell. relations: of the
     instances; without them their boxes serve. told: what a user's table says of the case, by fact.
     """
-    low, high = volume.grid.extent_mm()
+    low, high = body.extent_mm()
     scene = Scene(
         things=_things(files, list(instances), absent, wordings),
-        modality=volume.modality,
+        modality=files.modality,
         region=files.region,
         fat=fat,
         fat_from=fat_from,
@@ -144,8 +146,9 @@ def questions_of_case(
         space_ml=float(np.prod(high - low)) / 1000,
     )
     pools = {fact: _balanced(draft(scene), random) for fact, draft in DRAFTS.items()}
-    for fact, (value, labels) in (told or {}).items():
-        pools[fact] = [Draft({}, value, options=scene.shuffled(labels), extra={"source": "table"})]
+    for fact, (value, choices) in (told or {}).items():
+        answer = int(value) if FACTS[fact].kind == "counting" else value
+        pools[fact] = [Draft({}, answer, options=scene.shuffled(choices), extra={"source": "table"})]
     if not include_open:
         pools = {fact: [draft for draft in pool if draft.answer is not None] for fact, pool in pools.items()}
     chosen: list[Question] = []

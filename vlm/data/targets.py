@@ -6,8 +6,11 @@ A YAML file names a csv and, for every column to learn, how people ask for it:
     targets:
       age: {unit: years, train: [How old is the patient?], heldout: [What is the age of the patient?]}
       phase: {train: [In which contrast phase was this taken?], heldout: [Which phase is it?]}
+      lesions: {count: [liver lesion], train: [How many liver lesions are there?], heldout: [Count the liver lesions.]}
 
-A column of numbers is a regression; any other one is a fixed set of labels, those that the table holds.
+A column of numbers is a regression; any other one is a fixed set of labels, those that the table holds. `count` says
+what small whole numbers count, in the words by which questions are known to mean it: an ordinal regression for what no
+mask shows (vlm/heads/ordinal.py).
 """
 
 from __future__ import annotations
@@ -23,24 +26,29 @@ import yaml
 
 from seg_backbone.cases import CaseFiles
 from seg_backbone.errors import ConfigError
+from vlm.grounding import says
 
 KEYS = ("case", "patient")
+MOST = 50  # a column of larger numbers is no count that a scan could show at a glance
 
 
 @dataclass(frozen=True)
 class Target:
-    """fact: "value:NAME:UNIT" or "label:NAME", see vlm.facts. labels: of a label, in order. wordings: by part."""
+    """fact: "value:NAME:UNIT", "label:NAME" or "count:NAME", see vlm.facts. labels: of a label, in order; of a count "0"
+    to the greatest. wordings: by part. counted: names of what a count counts.
+    """
 
     fact: str
     labels: tuple[str, ...]
     wordings: Mapping[str, tuple[str, ...]]
+    counted: tuple[str, ...] = ()
 
 
 class Told(NamedTuple):
-    """What a table says of a case: a number, or one of the labels."""
+    """What a table says of a case: a number, or one of the labels, which are choices unless they are counts."""
 
     value: float | str
-    labels: tuple[str, ...]
+    choices: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -57,15 +65,20 @@ class Targets:
 
     @property
     def labels(self) -> dict[str, tuple[str, ...]]:
-        """The labels of every fact of labels."""
+        """The labels of every fact of labels, counts among them."""
         return {fact: target.labels for fact, target in self.targets.items() if target.labels}
+
+    @property
+    def counted(self) -> dict[str, tuple[str, ...]]:
+        """What every count counts."""
+        return {fact: target.counted for fact, target in self.targets.items() if target.counted}
 
 
 def read_targets(path: str | Path | None) -> Targets:
     """Read and check a file of targets and its table; None gives none.
 
-    Raises ConfigError for a table or column that is not there, a name that is no word, and a target without wordings
-    for training and others held out.
+    Raises ConfigError for a table or column that is not there, a name that is no word, a target without wordings
+    for training and others held out, and a count of anything but whole numbers from 0 to MOST.
     """
     if path is None:
         return Targets()
@@ -90,9 +103,14 @@ def read_targets(path: str | Path | None) -> Targets:
         targets[target.fact] = target
         for row in rows:
             if text := (row[name] or "").strip():
-                told = Told(text if target.labels else float(text), target.labels)
-                values.setdefault(row[key].strip(), {})[target.fact] = told
+                values.setdefault(row[key].strip(), {})[target.fact] = _told(target, text)
     return Targets(targets, key, values)
+
+
+def _told(target: Target, text: str) -> Told:
+    if target.counted:
+        return Told(str(int(float(text))), ())
+    return Told(text, target.labels) if target.labels else Told(float(text), ())
 
 
 def _target(path: Path, name: str, how: Any, column: list[str | None]) -> Target:
@@ -104,9 +122,22 @@ def _target(path: Path, name: str, how: Any, column: list[str | None]) -> Target
     texts = sorted({text.strip() for text in column if text and text.strip()})
     if len(texts) < 2:
         raise ConfigError(path, f"a column {name} with different values", f"{texts}", "leave the target out")
+    if "count" in how:
+        return _count(path, name, how["count"], texts, parts)
     if all(map(_is_number, texts)):
         return Target(f"value:{name}:{how.get('unit') or ''}", (), parts)
     return Target(f"label:{name}", tuple(texts), parts)
+
+
+def _count(path: Path, name: str, names: Any, texts: list[str], parts: Mapping[str, tuple[str, ...]]) -> Target:
+    counted = tuple(map(str, names if isinstance(names, list) else [names]))
+    asked = [wording for part in parts.values() for wording in part]
+    if not all(any(says(wording, one) for one in counted) for wording in asked):
+        raise ConfigError(path, f"a name of {name} in `count` for each wording", f"{names}", "name what is counted")
+    if strange := [text for text in texts if not (_is_number(text) and float(text) in range(MOST + 1))]:
+        raise ConfigError(path, f"whole numbers from 0 to {MOST} in {name}", repr(strange[0]), "leave `count` out")
+    levels = tuple(map(str, range(max(int(float(text)) for text in texts) + 1)))
+    return Target(f"count:{name}", levels, parts, counted)
 
 
 def _is_number(text: str) -> bool:

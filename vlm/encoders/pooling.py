@@ -15,14 +15,14 @@ Cells = tuple[int, int, int]
 CELLS: Cells = (2, 2, 3)  # visual cells along (right, anterior, superior), unless a model says otherwise
 
 
-def visual_cells(features: Features, grid: Grid, shape: Cells = CELLS) -> np.ndarray:
-    """(prod(shape), channels + 6): mean feature of each cell of the scan's box, its centre and size in 100 mm.
+def visual_cells(features: Features, body: Grid, shape: Cells = CELLS) -> np.ndarray:
+    """(prod(shape), channels + 6): mean feature of each cell of the body's box, its centre and size in 100 mm.
 
-    The centre is relative to the scan's centre. A cell without features holds zeros.
+    The centre is relative to that of the box. A cell without features holds the one nearest to its centre.
     """
     coarsest = max(features.vectors)
     vectors, positions = features.vectors[coarsest], features.positions_mm[coarsest]
-    low, high = grid.extent_mm()
+    low, high = body.extent_mm()
     cells = np.array(shape)
     size = (high - low) / cells
     inside = np.all((positions >= low) & (positions <= high), axis=1)
@@ -31,9 +31,12 @@ def visual_cells(features: Features, grid: Grid, shape: Cells = CELLS) -> np.nda
     total = np.zeros((int(cells.prod()), vectors.shape[1]))
     np.add.at(total, flat, vectors[inside])
     count = np.bincount(flat, minlength=len(total))[:, None]
-    centre = (np.indices(shape).reshape(3, -1).T + 0.5 - cells / 2) * size / 100
-    place = np.concatenate([centre, np.broadcast_to(size / 100, centre.shape)], axis=1)
-    return np.concatenate([total / np.maximum(count, 1), place], axis=1).astype(np.float32)
+    mean = total / np.maximum(count, 1)
+    away = (np.indices(shape).reshape(3, -1).T + 0.5 - cells / 2) * size
+    for cell in np.flatnonzero(count == 0):
+        mean[cell] = vectors[np.square(positions - (low + high) / 2 - away[cell]).sum(1).argmin()]
+    place = np.concatenate([away / 100, np.broadcast_to(size / 100, away.shape)], axis=1)
+    return np.concatenate([mean, place], axis=1).astype(np.float32)
 
 
 def instance_features(features: Features, instances: Instances, shown: list[Instance], grid: Grid) -> np.ndarray:

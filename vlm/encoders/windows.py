@@ -12,15 +12,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from seg_backbone.geometry import Grid, to_canonical
+from seg_backbone.geometry import to_canonical
 from seg_backbone.plan import Plan
 from seg_backbone.predict import Features
 from seg_backbone.preprocess import preprocess
 from seg_backbone.sliding_window import pad_to_patch, windows
 from seg_backbone.volume import Volume
-
-AIR_HU = -500.0  # below it: air, or lung
-AIR_SHARE = 0.1  # of an MR's 99.5th percentile
+from vlm.body import body_place
 
 
 @dataclass(frozen=True)
@@ -71,20 +69,7 @@ class WindowEncoder:
 
 
 def crop_to_body(volume: Volume) -> Volume:
-    """The smallest box, in canonical axes, that holds every voxel that is not air; the whole scan where all is."""
-    array, grid = to_canonical(volume.array, volume.grid)
-    if volume.modality == "CT":
-        body = array > AIR_HU
-    else:
-        positive = array[array > 0]
-        body = array > AIR_SHARE * (np.percentile(positive, 99.5) if positive.size else np.inf)
-    first, shape = [0, 0, 0], list(array.shape)
-    for axis in range(3):
-        others = tuple(a for a in range(3) if a != axis)
-        held = np.flatnonzero(body.any(axis=others))
-        if held.size:
-            first[axis], shape[axis] = int(held[0]), int(held[-1] - held[0] + 1)
-    affine = grid.affine.copy()
-    affine[:3, 3] = grid.voxel_to_world(np.array(first))
-    box = tuple(slice(start, start + size) for start, size in zip(first, shape, strict=True))
-    return Volume(array[box], Grid((shape[0], shape[1], shape[2]), affine), volume.modality, volume.source)
+    """The box of the body in canonical axes."""
+    place = body_place(volume)
+    array, grid = to_canonical(volume.array[place], volume.grid.cropped(place))
+    return Volume(array, grid, volume.modality, volume.source)

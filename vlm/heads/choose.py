@@ -20,6 +20,10 @@ _SAME = {
     "solid": ("solid", "soft tissue", "not cystic"),
     "clustered": ("clustered", "close together", "grouped"),
     "scattered": ("scattered", "dispersed", "spread out", "not clustered"),
+    "head and neck": ("head and neck", "head  neck", "head neck", "headneck", "head", "neck"),
+    "chest": ("chest", "thorax"),
+    "abdomen": ("abdomen", "belly"),
+    "limb or trunk soft tissue": ("soft tissue", "limb", "extremity", "extremities", "arm", "leg"),
     "midline": ("midline", "middle", "central", "centre", "center"),
 }
 

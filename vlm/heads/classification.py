@@ -16,6 +16,7 @@ from vlm.grounding import is_lesion
 from vlm.heads import labels, rules
 from vlm.heads.choose import choose, match_option
 from vlm.heads.reading import Reading, evidence, none_found
+from vlm.regions import REGIONS, regions_in_view
 
 
 def decode(reading: Reading) -> dict[str, Any]:
@@ -134,11 +135,17 @@ def _modality(reading: Reading) -> dict[str, Any]:
 
 
 def _region(reading: Reading) -> dict[str, Any]:
-    options = reading.question.options or REGIONS
-    organs = [i for i in reading.scene.instances if i.label in HEAD_AND_NECK]
-    if len(organs) >= 2 and (choice := match_option(REGIONS[0], options)):  # what is in view tells where we are
-        text = f"Head and neck: {', '.join(display(i.label) for i in organs)} in view."
-        return choose(reading, choice, text, organs, reading.fact_probability)
+    """What structures in view tell: every region, or of those that the options name the one of most structures; the
+    likeliest option where nothing tells.
+    """
+    options, seen = reading.question.options, regions_in_view(reading.scene.instances)
+    named = [region for region in seen if not options or match_option(region, options)]
+    if named:
+        used = [instance for found in seen.values() for instance in found]
+        names = ", ".join(dict.fromkeys(display(i.label) for i in used))
+        text = f"{', '.join(seen).capitalize()}: {names} in view."
+        return choose(reading, named[0] if options else ", ".join(named), text, used, reading.fact_probability)
+    options = options or REGIONS
     scores = reading.score_options(options)
     best = int(np.argmax(scores))
     confidence = reading.fact_probability * float(scores[best])
@@ -157,8 +164,6 @@ def _contents(reading: Reading) -> dict[str, Any]:
     return {"text": text, "choices": names, "evidence": evidence(chosen), "confidence": reading.confidence(chosen)}
 
 
-HEAD_AND_NECK = ("brainstem", "parotid_right", "parotid_left", "larynx", "mandible")
-REGIONS = ("head and neck", "limb or trunk soft tissue")
 RULED = ("outlier", "clustered", "enlarged", "asymmetric", "composition", "fatty", "size_category", "measurable")
 _READ = {
     "presence": _presence,

@@ -1,14 +1,17 @@
-"""Counting: the number of instances selected."""
+"""Counting: the number of instances selected; where no class of the mask serves, what a table taught (ordinal.py)."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from vlm.heads import ordinal
 from vlm.heads.reading import Reading, evidence
 
 
 def decode(reading: Reading) -> dict[str, Any]:
     """value: an integer, 0 where none is selected (an answer, not an abstention)."""
+    if reading.fact != "count":
+        return ordinal.decode(reading)
     chosen = reading.selected()
     limit = ""
     if reading.threshold:

@@ -1,4 +1,7 @@
-"""Labels: a linear head for every fixed set of labels that a table of scans taught (vlm/data/targets.py)."""
+"""Labels: a head for every fixed set of labels that a table of scans taught (vlm/data/targets.py).
+
+A linear one, but for counts, whose labels "0", "1", ... have an order (ordinal.py).
+"""
 
 from __future__ import annotations
 
@@ -9,8 +12,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from vlm.facts import target_name
+from vlm.facts import FACTS, target_name
 from vlm.heads.choose import choose, match_option
+from vlm.heads.ordinal import CumulativeLinks
 from vlm.heads.reading import Reading
 
 
@@ -21,7 +25,12 @@ class Labels(nn.Module):
         super().__init__()
         self.sets = dict(labels)
         self.heads = nn.ModuleDict(
-            {fact: nn.Sequential(nn.LayerNorm(width), nn.Linear(width, len(known))) for fact, known in labels.items()}
+            {
+                fact: CumulativeLinks(width, len(known))
+                if FACTS[fact].kind == "counting"
+                else nn.Sequential(nn.LayerNorm(width), nn.Linear(width, len(known)))
+                for fact, known in labels.items()
+            }
         )
 
     def forward(self, fact: str, question: torch.Tensor) -> torch.Tensor:
@@ -37,4 +46,5 @@ def decode(reading: Reading) -> dict[str, Any]:
     best = max(fitting or shares, key=lambda label: shares[label])
     text = f"{target_name(reading.fact)}: {best}."
     certainty = shares[best] / float(np.sum(list((fitting or shares).values())))
-    return choose(reading, best, text, [], reading.fact_probability * certainty)
+    confidence = reading.calibration(reading.fact, reading.fact_probability * certainty)
+    return choose(reading, best, text, [], confidence)

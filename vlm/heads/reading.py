@@ -62,7 +62,8 @@ class Reading:
     quantiles: (0.1, 0.5, 0.9) quantiles of a regressed value, in the fact's unit, or None. score_options: the options'
     probabilities by the language model's likelihood, computed only when a head asks. lacking: the name of what is
     asked about, where a conversation knows that the scan has none. calibration: of the confidence. label_shares: the
-    probability of each label of a fixed set, where the fact is one of those.
+    probability of each label of a fixed set, where the fact is one of those. counted: the names of what is counted,
+    where the fact is a count of a table.
     """
 
     question: Question
@@ -77,6 +78,7 @@ class Reading:
     lacking: str | None = None
     calibration: Calibration = field(default_factory=Calibration)
     label_shares: dict[str, float] = field(default_factory=dict)
+    counted: tuple[str, ...] = ()
 
     def selected(self) -> list[Instance]:
         """The instances meant, most probable first, after a size threshold and a place ("in the liver") in words."""

@@ -44,9 +44,9 @@ _OF_ONE = {"enlarged": rules.enlarged, "size_category": rules.size_category, "me
 
 
 def _space_ml(reading: Reading, lesions: list[Instance]) -> float:
-    """The volume of the organ that holds all lesions; of the whole scan where none does."""
+    """The volume of the organ that holds all lesions; of the body's box where none does."""
     homes = [reading.home(lesion) for lesion in lesions]
     if homes[0] is not None and all(home is homes[0] for home in homes):
         return homes[0].volume_ml
-    low, high = reading.scene.grid.extent_mm()
+    low, high = reading.scene.body.extent_mm()
     return float(np.prod(high - low)) / 1000

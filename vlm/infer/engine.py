@@ -21,7 +21,7 @@ from vlm.encoders import Encoder, build_encoder
 from vlm.facts import FACTS
 from vlm.heads import decode
 from vlm.heads.reading import Focus, Reading
-from vlm.infer.scope import refusal, unclear
+from vlm.infer.scope import refusal, told_in_part, unclear
 from vlm.model import CONFIG, Opened, VisionLanguageModel
 from vlm.scene import Scene, build_scene
 from vlm.schema import Answer, Question, check_type
@@ -91,8 +91,8 @@ class Engine:
         if given is not None:
             used, instances, names, untrained = given, find_instances(given, volume), tuple(given.labels), ()
         features = segmentation.features if stages else self.encoder(volume)
-        parts = (volume.source, volume.modality, volume.grid, instances, names, untrained, features)
-        scene = self.model.visible(build_scene(*parts, self.model.config.cells))
+        parts = (volume, instances, names, untrained, features, self.model.config.cells)
+        scene = self.model.visible(build_scene(*parts))
         return Scan(volume, used, instances, segmentation, scene, self.model.open(scene), given is not None)
 
     def ask(
@@ -127,7 +127,7 @@ class Engine:
             parts: dict[str, Any] = {"text": f"I cannot answer: {reason}.", "abstained": True, "reason": reason}
             parts["confidence"] = off_topic if off_topic >= 0.5 else reading.fact_probability
         else:
-            parts = decode(reading)
+            parts = told_in_part(reading, decode(reading), scan.given_mask)
         seconds = time.perf_counter() - started
         return Answer(id=question.id, type=str(kind), seconds=seconds, model=self.version, **parts), reading
 

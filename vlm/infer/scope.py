@@ -1,36 +1,70 @@
-"""Is the question one this checkpoint may answer about this scan? If not, why not."""
+"""Is the question one this checkpoint may answer about this scan? If not, why not; if in part, which part not."""
 
 from __future__ import annotations
 
 import re
+from typing import Any
 
 from seg_backbone.labels import display
+from vlm.data.wordings import enumerate_things
 from vlm.facts import FACTS
 from vlm.grounding import Mention, is_lesion
 from vlm.heads.reading import Reading
-from vlm.scene import Scene
+from vlm.scene import Scene, scene_classes
 
 OFF_TOPIC = 0.5  # probability of "not about the scan" from which the model abstains
 ANY_WILL_DO = re.compile(r"\b(organs?|structures?|things?|findings?|it|its|this|that|largest|biggest|smallest)\b")
+OF_ALL = ("total_volume", "share", "count", "multiplicity", "most_affected", "outlier", "clustered")  # of all named
 THE_SCAN = re.compile(r"\b(this|that) (scan|image|study|exam\w*|patient|person|subject|ct|mri?|volume|series|case)\b")
 
 
 def refusal(scene: Scene, mention: Mention, fact: str, off_topic: float, given: bool) -> str | None:
     """The reason to abstain, or None. given: the masks came from the user, so any class they name may be asked about.
 
-    A question about anatomy that the checkpoint does not segment is refused, never answered "no".
+    A question about anatomy that the checkpoint does not segment is refused, never answered "no"; so is one that also
+    names some that it does, where the answer is about all of them together (a total, a distance) or where they are
+    lesions of an organ that it cannot tell ("liver tumours").
     """
     if off_topic >= OFF_TOPIC and not mention.classes and not mention.others:
         return "the question is not about this scan"
-    if FACTS[fact].takes == "scan":
+    missing = unknown(scene, mention)
+    if FACTS[fact].takes == "scan" or not missing:
         return None
-    if mention.others and not mention.classes:
-        where = "the given labels do not name" if given else "this checkpoint was not trained to find"
-        return f"{where} the {mention.others[0]}"
-    blind = [name for name in mention.classes if name in scene.untrained]
-    if blind and len(blind) == len(mention.classes):
-        return f"this checkpoint was not trained to find the {display(blind[0])} on {scene.modality}"
-    return None
+    if set(mention.classes) <= set(scene.untrained) or (mention.elsewhere and not given):
+        return _why(scene, mention, missing, given)
+    together = FACTS[fact].takes == "pair" or fact in OF_ALL
+    return _why(scene, mention, missing, given) if together and set(missing) - set(mention.elsewhere) else None
+
+
+def unknown(scene: Scene, mention: Mention) -> tuple[str, ...]:
+    """What a question names and this checkpoint cannot find in this scan: other anatomy, classes that it was not
+    trained for here, and lesions where no class holds any.
+    """
+    blind = [display(name) for name in mention.classes if name in scene.untrained]
+    lesions = ["lesion"] if mention.lesions and not any(map(is_lesion, scene_classes(scene))) else []
+    return *mention.others, *blind, *lesions
+
+
+def told_in_part(reading: Reading, parts: dict[str, Any], given: bool) -> dict[str, Any]:
+    """The parts of an answer to a question that names what this checkpoint cannot find, too: what is not known is said.
+
+    That something is not there cannot be said of structures of which some are not known.
+    """
+    missing = unknown(reading.scene, reading.mention)
+    if FACTS[reading.fact].takes == "scan" or parts.get("abstained") or not missing:
+        return parts
+    reason = _why(reading.scene, reading.mention, missing, given)
+    if reading.fact == "presence" and not parts["evidence"]:
+        return {"text": f"I cannot answer: {reason}.", "abstained": True, "reason": reason}
+    return parts | {"text": f"{parts['text']} Not known: {reason}.", "unknown": missing}
+
+
+def _why(scene: Scene, mention: Mention, missing: tuple[str, ...], given: bool) -> str:
+    listed = enumerate_things(f"the {name}" for name in missing)
+    if given:
+        return f"the given labels do not name {listed}"
+    here = f" on {scene.modality}" if set(mention.classes) & set(scene.untrained) and not mention.others else ""
+    return f"this checkpoint was not trained to find {listed}{here}"
 
 
 def unclear(reading: Reading) -> str | None:

@@ -32,6 +32,7 @@ def train_alignment(config: StageConfig, resume: bool = False, **hooks: Any) -> 
         "instance_channels": instance,
         "facts": (*NAMES, *targets.targets),
         "labels": targets.labels,
+        "counted": targets.counted,
     }
     settings = VlmConfig(**told | config.model)
     llm, tokenizer = load_llm(settings.llm, place(config.device), config.precision, settings.quantize)

@@ -20,11 +20,12 @@ from seg_backbone.io import read_volume, replacing
 from seg_backbone.lesions import Instance
 from seg_backbone.predict import Segmenter
 from seg_backbone.volume import Volume
+from vlm.body import body_grid
 from vlm.encoders import Encoder
 from vlm.encoders.pooling import Cells, instance_features, visual_cells
-from vlm.scene import Scene, describe, largest, scan_facts
+from vlm.scene import Scene, largest, scene_of
 from vlm.schema import Question, read_questions
-from vlm.train.examples import Example, corner_of
+from vlm.train.examples import Example
 
 
 @dataclass(frozen=True)
@@ -76,23 +77,23 @@ def load_answered(
         scene = _scene(volume, segmenter, encoder, cache, cells)
         patient = str(asked[image][0].extra.get("patient", image))
         files = CaseFiles(str(source.file), image, patient, volume.modality, path, None, {}, ())
-        examples.append(Example(scene, files, corner_of(volume), (), None, asked=tuple(asked[image])))
+        examples.append(Example(scene, files, (), None, asked=tuple(asked[image])))
         if progress:
             progress(f"encoding scans of {file.name}", number + 1, len(keep))
     return examples
 
 
 def _scene(volume: Volume, segmenter: Segmenter, encoder: Encoder, cache: Path, cells: Cells) -> Scene:
-    settings = f"{segmenter.version} {encoder.version} {cells} {volume.modality}".encode()
+    settings = f"{segmenter.version} {encoder.version} {cells} of the body {volume.modality}".encode()
     voxels = np.ascontiguousarray(volume.array)
     digest = hashlib.sha256(settings + volume.grid.affine.tobytes())
     digest.update(voxels.data)
-    store = cache / f"found_{digest.hexdigest()[:20]}.npz"
+    body, store = body_grid(volume), cache / f"found_{digest.hexdigest()[:20]}.npz"
     if not store.is_file():
         found = segmenter(volume, fast=True, keep_stages=encoder.shared_stages)
         features = found.features if encoder.shared_stages else encoder(volume)
         shown = largest(found.instances)
-        visual = visual_cells(features, volume.grid, cells)
+        visual = visual_cells(features, body, cells)
         pooled = instance_features(features, found.instances, shown, volume.grid)
         listed = json.dumps([asdict(instance) for instance in shown])
         with replacing(store) as temporary:
@@ -100,15 +101,5 @@ def _scene(volume: Volume, segmenter: Segmenter, encoder: Encoder, cache: Path, 
     saved = np.load(store)
     rows = [Instance(**row) for row in json.loads(str(saved["instances"]))]
     instances = [replace(row, box=Box(**row.box)) for row in rows]  # type: ignore[arg-type]  # a dict, from the file
-    return Scene(
-        source=volume.source,
-        modality=volume.modality,
-        grid=volume.grid,
-        instances=instances,
-        classes=segmenter.plan.classes,
-        untrained=tuple(segmenter.untrained(volume.modality)),
-        visual=saved["visual"],
-        pooled=saved["pooled"],
-        geometry=describe(instances, volume.modality, volume.grid),
-        facts=scan_facts(volume.modality, volume.grid),
-    )
+    untrained = tuple(segmenter.untrained(volume.modality))
+    return scene_of(volume, body, instances, segmenter.plan.classes, untrained, saved["visual"], saved["pooled"])

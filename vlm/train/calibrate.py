@@ -66,8 +66,9 @@ def outcomes(
 ) -> tuple[list[str], np.ndarray, np.ndarray]:
     """The fact that was read, the stated confidence and whether the answer was right, of every answer that was given.
 
-    Right: the fact asked for, read off exactly the instances asked about, and the option of the reference where there
-    are options. Abstentions, questions without a reference and facts of the scan itself are left out.
+    Right: the fact asked for, read off exactly the instances asked about, and the option or count of the reference
+    where there is one. Abstentions, questions without a reference and facts of the scan itself are left out, but for
+    the labels and counts of a table.
     """
     model.eval()
     random, rows = Random(f"{seed}/calibration"), []
@@ -78,7 +79,8 @@ def outcomes(
                 continue
             reading, _ = model.interpret(example.scene, opened, question)
             parts = decode(reading)
-            if not parts.get("abstained") and FACTS[reading.fact].takes != "scan":
+            of_table = reading.fact.startswith(("label:", "count:"))
+            if not parts.get("abstained") and (FACTS[reading.fact].takes != "scan" or of_table):
                 rows.append((reading.fact, parts["confidence"], is_right(question, reading.fact, parts)))
     facts, confidence, right = zip(*rows, strict=True) if rows else ((), (), ())
     return list(facts), np.array(confidence, dtype=float), np.array(right, dtype=bool)
@@ -88,7 +90,9 @@ def is_right(question: Question, fact: str, parts: dict[str, Any]) -> bool:
     """Whether the parts of an answer say what the reference of a generated question says."""
     if fact != question.extra["fact"]:
         return False
-    if parts.get("choice") is not None and parts["choice"] != question.answer:
+    if parts.get("choice", question.answer) != question.answer:
+        return False
+    if question.type == "counting" and parts["value"] != question.answer:
         return False
     return {item["instance"] for item in parts.get("evidence", ())} == set(question.extra["instances"])
 

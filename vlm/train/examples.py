@@ -20,13 +20,13 @@ from seg_backbone.cases import CaseFiles, DatasetEntry, list_cases, read_split, 
 from seg_backbone.io import read_mask, read_volume, replacing
 from seg_backbone.labels import LESIONS, WORDS
 from seg_backbone.lesions import Instance, find_instances
-from seg_backbone.volume import Volume
+from vlm.body import body_grid
 from vlm.data.questions import fat_percent, questions_of_case
 from vlm.data.targets import Targets, Told
 from vlm.data.wordings import Wordings
 from vlm.encoders import Encoder
 from vlm.encoders.pooling import CELLS, Cells, instance_features, visual_cells
-from vlm.scene import Scene, describe, largest, scan_facts
+from vlm.scene import Scene, largest, scene_of
 from vlm.schema import Question
 
 
@@ -38,7 +38,6 @@ class Example:
 
     scene: Scene
     files: CaseFiles
-    volume: Volume
     absent: tuple[str, ...]
     fat: float | None
     told: Mapping[str, Told] = field(default_factory=dict)
@@ -79,7 +78,7 @@ def load_examples(
         if progress:
             progress("encoding scans", number + 1, len(jobs))
     # an MR has no Hounsfield units: its share of fat is that of the same patient's CT, where there is one
-    return [replace(e, fat=fats.get(e.files.patient)) if e.volume.modality == "MR" else e for e in examples]
+    return [replace(e, fat=fats.get(e.files.patient)) if e.scene.modality == "MR" else e for e in examples]
 
 
 def questions_about(example: Example, wordings: Wordings, random: Random, count: int, part: str) -> list[Question]:
@@ -89,7 +88,7 @@ def questions_about(example: Example, wordings: Wordings, random: Random, count:
     return questions_of_case(
         example.files,
         example.scene.instances,
-        example.volume,
+        example.scene.body,
         wordings,
         part,
         random,
@@ -113,7 +112,7 @@ def invent(pool: Sequence[Example], names: Sequence[str], random: Random) -> Exa
     missing = random.sample([n for n in (*known, *foreign) if n not in organs], 3)
     counts = {lesion: random.choice((0, 0, 1, 1, 2, 3, 4, 6))} | dict.fromkeys(organs, 1)
     donors = [(e, n) for e in pool for n in range(len(e.scene.instances))]
-    low, high = base.scene.grid.extent_mm()
+    low, high = base.scene.body.extent_mm()
     made: list[tuple[Instance, np.ndarray]] = []
     for label, number in counts.items():
         drawn = []
@@ -128,15 +127,9 @@ def invent(pool: Sequence[Example], names: Sequence[str], random: Random) -> Exa
     channels = base.scene.pooled.shape[1]
     pooled = np.stack([p for _, p in made]) if made else np.zeros((0, channels), dtype=np.float32)
     labels = {name: number for number, name in enumerate(counts, start=1)}
-    scene = replace(
-        base.scene,
-        instances=instances,
-        classes=tuple(counts),
-        pooled=pooled,
-        geometry=describe(instances, base.scene.modality, base.scene.grid),
-    )
+    scene = replace(base.scene.showing(instances, pooled), classes=tuple(counts))
     files = replace(base.files, annotated=tuple(counts), labels=labels, mask=base.files.image)
-    return Example(scene, files, base.volume, tuple(missing), base.fat)
+    return Example(scene, files, tuple(missing), base.fat)
 
 
 def _load(
@@ -145,38 +138,22 @@ def _load(
     assert files.mask is not None, "cases without a mask are left out"
     volume = read_volume(files.image, files.modality)
     instances = find_instances(read_mask(files.mask, files.labels), volume)
-    shown = largest(i for i in instances if i.label in files.annotated)
+    shown, body = largest(i for i in instances if i.label in files.annotated), body_grid(volume)
     if volume.modality == "CT":
         fats[files.patient] = fat_percent(volume)
-    settings = f"{encoder.version} {cells}".encode()
+    settings = f"{encoder.version} {cells} of the body".encode()
     key = hashlib.sha256(files.image.read_bytes() + files.mask.read_bytes() + settings).hexdigest()[:20]
     store = cache / f"{key}.npz"
     if not store.is_file():
         features = encoder(volume)
-        visual = visual_cells(features, volume.grid, cells)
+        visual = visual_cells(features, body, cells)
         pooled = instance_features(features, instances, shown, volume.grid)
         with replacing(store) as temporary:
             np.savez(temporary, visual=visual, pooled=pooled)
     saved = np.load(store)
-    scene = Scene(
-        files.case,
-        volume.modality,
-        volume.grid,
-        shown,
-        files.annotated,
-        (),
-        saved["visual"],
-        saved["pooled"],
-        describe(shown, volume.modality, volume.grid),
-        scan_facts(volume.modality, volume.grid),
-    )
-    return Example(scene, files, corner_of(volume), entry.absent, fats.get(files.patient))
-
-
-def corner_of(volume: Volume) -> Volume:
-    """A scan without its voxels, to keep beside its scene."""
-    corner = volume.array[:2, :2, :2].copy()  # a view would keep the whole scan in memory
-    return Volume(corner, replace(volume.grid, shape=(2, 2, 2)), volume.modality, volume.source)
+    named = replace(volume, source=files.case)
+    scene = scene_of(named, body, shown, files.annotated, (), saved["visual"], saved["pooled"])
+    return Example(scene, files, entry.absent, fats.get(files.patient))
 
 
 def _moved(donor: Instance, label: str, centre: list[float], middle_x: float, random: Random) -> Instance:

@@ -72,7 +72,7 @@ def pack_losses(
         losses["answer"] = torch.stack(answers).mean() if answers else 0.0 * states.sum()
 
     named = [
-        F.cross_entropy(model.labels(fact, asked[row]), torch.tensor(known.index(question.answer), device=device))
+        F.cross_entropy(model.labels(fact, asked[row]), torch.tensor(known.index(str(question.answer)), device=device))
         for row, question in enumerate(questions)
         if not writes and (known := model.config.labels.get(fact := question.extra["fact"]))
     ]

@@ -42,7 +42,7 @@ def learn_words(
         pool = [example for example in train if not example.asked]
         while pool and len(texts) < config.lexical:
             random = Random(f"{config.seed}/words/{scene}")
-            example = invent(pool, wordings.extra_names, random)
+            example = replace(invent(pool, wordings.extra_names, random), told=random.choice(pool).told)
             for question in questions_about(example, wordings, random, A_SCENE, "train"):
                 if question.extra["fact"] in facts:
                     texts.append(question.question)
