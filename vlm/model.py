@@ -253,8 +253,8 @@ class VisionLanguageModel(nn.Module):
         except (OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
             if isinstance(error, InputError):
                 raise
-            found = " ".join(str(error).split())[:300]
-            raise CheckpointError(folder, "weights that fit the language model", found, "fetch it again, or train it anew") from None
+            found, todo = " ".join(str(error).split())[:300], "fetch it again, or train it anew"
+            raise CheckpointError(folder, "weights that fit the language model", found, todo) from None
         return model.to(device).eval()
 
     # -- the forward road ---------------------------------------------------------------------------------------------

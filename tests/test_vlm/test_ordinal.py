@@ -35,13 +35,12 @@ COUNTED = {METASTASES: ("brain metastasis", "metastasis"), POLYPS: ("polyp",)}
 def test_cumulative_links_are_those_of_the_formula(levels: int) -> None:
     torch.manual_seed(levels)
     head = CumulativeLinks(8, levels)
-    torch.nn.init.normal_(head.steps)
-    torch.nn.init.normal_(head.first)
+    torch.nn.init.normal_(head.thresholds)
     states = torch.randn(5, 8)
     with torch.no_grad():
         logs, score = head(states), head.score(states).numpy()
-        rises = torch.nn.functional.softplus(head.steps).numpy()
-    thresholds = head.first.item() + np.concatenate([[0.0], rises.cumsum()])
+        first, *steps = head.thresholds.tolist()
+    thresholds = first + np.concatenate([[0.0], np.cumsum(np.logaddexp(0.0, steps))])
     at_most = np.concatenate([expit(thresholds - score), np.ones((5, 1))], axis=1)
     np.testing.assert_allclose(logs.exp().numpy(), np.diff(at_most, prepend=0.0, axis=1), atol=1e-6)
     assert (np.diff(thresholds) > 0).all(), "the thresholds rise, so no probability is negative"

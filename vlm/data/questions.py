@@ -127,10 +127,11 @@ def questions_of_case(
     """At most `per_case` questions about one case: every fact in turn, in random order, until all is asked.
 
     instances: of the reference mask; none for a case without a mask, about which only the scan itself is asked.
-    body: the part of the scan's grid that holds the body. part: of the wordings. absent: canonical classes known not to be in view. image: what to write as the path, the
-    scan's own by default. fat: share of the body, in per cent; fat_from: where it was measured. include_open:
-    questions without a reference answer too: `findings`, `off_topic` and what no rule can tell. relations: of the
-    instances; without them their boxes serve. told: what a user's table says of the case, by fact.
+    body: the part of the scan's grid that holds the body. part: of the wordings. absent: canonical classes known not to
+    be in view. image: what to write as the path, the scan's own by default. fat: share of the body, in per cent;
+    fat_from: where it was measured. include_open: questions without a reference answer too: `findings`, `off_topic` and
+    what no rule can tell. relations: of the instances; without them their boxes serve. told: what a user's table says
+    of the case, by fact.
     """
     low, high = body.extent_mm()
     scene = Scene(

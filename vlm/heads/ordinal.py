@@ -23,19 +23,17 @@ from vlm.scene import Scene, scene_classes
 class CumulativeLinks(nn.Module):
     """A state (..., W) -> (..., levels) log-probabilities of the counts 0, 1, ..., levels - 1.
 
-    logit P(count <= k) = threshold_k - score, with one score a state and thresholds that rise by `steps`.
+    logit P(count <= k) = threshold_k - score, with one score a state and thresholds that rise. levels: two or more.
     """
 
     def __init__(self, width: int, levels: int) -> None:
         super().__init__()
         self.score = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 1))
-        self.first = nn.Parameter(torch.zeros(1))
-        self.steps = nn.Parameter(torch.zeros(levels - 2))
+        self.thresholds = nn.Parameter(torch.zeros(levels - 1))  # the first; before a softplus, the step to each next
 
     def forward(self, state: torch.Tensor) -> torch.Tensor:
-        steps = F.softplus(self.steps)
-        thresholds = torch.cat([self.first, self.first + steps.cumsum(0)])
-        most = thresholds - self.score(state)
+        first, steps = self.thresholds[:1], F.softplus(self.thresholds[1:])
+        most = torch.cat([first, steps]).cumsum(0) - self.score(state)
         # P(k) = s(a) - s(b) = s(a) s(-b) (1 - exp(b - a)) with the sigmoid s, a = most_k and b = most_(k-1)
         between = F.pad(torch.log(-torch.expm1(-steps)), (1, 1))
         return F.pad(F.logsigmoid(most), (0, 1)) + F.pad(F.logsigmoid(-most), (1, 0)) + between
