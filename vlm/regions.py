@@ -14,8 +14,8 @@ from seg_backbone.lesions import Instance
 
 TELLING: dict[str, tuple[str, ...]] = {  # region -> structures, in the words of `display` without a side
     "head and neck": (
-        "brain", "brainstem", "cerebellum", "hippocampus", "skull", "face", "eye", "optic nerve", "optic chiasm", "lens", "pituitary",
-        "cochlea", "parotid", "parotid gland", "submandibular gland", "oral cavity", "tongue", "tonsil", "pharynx",
+        "brain", "brainstem", "cerebellum", "hippocampus", "skull", "face", "eye", "optic nerve", "optic chiasm",
+        "lens", "pituitary", "cochlea", "parotid", "parotid gland", "submandibular gland", "oral cavity", "tongue", "tonsil", "pharynx",
         "larynx", "mandible", "maxilla", "thyroid", "thyroid gland", "carotid artery", "hyoid",
     ),
     "chest": (
@@ -56,4 +56,6 @@ def regions_in_view(instances: Iterable[Instance]) -> dict[str, list[Instance]]:
 def region_of(label: str) -> str | None:
     """The region that a class tells of: "lung_upper_lobe_left" -> "chest", "liver_tumour" -> "abdomen"; else None."""
     name = f" {re.sub('[^a-z0-9]+', ' ', display(label).lower())} "
-    return next((r for r, words in TELLING.items() if any(re.search(f" {word}(?:e?s)? ", name) for word in words)), None)
+    return next(
+        (r for r, words in TELLING.items() if any(re.search(f" {word}(?:e?s)? ", name) for word in words)), None
+    )

@@ -112,7 +112,9 @@ def read(scene: Scene, text: str, shares: tuple[float, ...], **how: Any) -> dict
     told = {"label_shares": {str(n): share for n, share in enumerate(shares)}, "counted": COUNTED[METASTASES]}
     nothing = np.zeros(len(scene.instances))
     return decode(
-        Reading(Question("q", "s", text), scene, mention, METASTASES, 0.9, nothing, parse_threshold(text), **told, **how)
+        Reading(
+            Question("q", "s", text), scene, mention, METASTASES, 0.9, nothing, parse_threshold(text), **told, **how
+        )
     )
 
 

@@ -34,8 +34,8 @@ MOST = 50  # a column of larger numbers is no count that a scan could show at a 
 
 @dataclass(frozen=True)
 class Target:
-    """fact: "value:NAME:UNIT", "label:NAME" or "count:NAME", see vlm.facts. labels: of a label, in order; of a count "0"
-    to the greatest. wordings: by part. counted: names of what a count counts.
+    """fact: "value:NAME:UNIT", "label:NAME" or "count:NAME", see vlm.facts. labels: of a label, in order; of a count
+    "0" to the greatest. wordings: by part. counted: names of what a count counts.
     """
 
     fact: str
