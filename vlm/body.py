@@ -1,4 +1,4 @@
-"""The box of the body in a scan, in which windows and tokens are laid out: air around the patient moves none of them."""
+"""The box of the body in a scan, in which windows and tokens are laid out: air around the patient moves none."""
 
 from __future__ import annotations
 

@@ -15,8 +15,8 @@ from seg_backbone.lesions import Instance
 TELLING: dict[str, tuple[str, ...]] = {  # region -> structures, in the words of `display` without a side
     "head and neck": (
         "brain", "brainstem", "cerebellum", "hippocampus", "skull", "face", "eye", "optic nerve", "optic chiasm",
-        "lens", "pituitary", "cochlea", "parotid", "parotid gland", "submandibular gland", "oral cavity", "tongue", "tonsil", "pharynx",
-        "larynx", "mandible", "maxilla", "thyroid", "thyroid gland", "carotid artery", "hyoid",
+        "lens", "pituitary", "cochlea", "parotid", "parotid gland", "submandibular gland", "oral cavity", "tongue",
+        "tonsil", "pharynx", "larynx", "mandible", "maxilla", "thyroid", "thyroid gland", "carotid artery", "hyoid",
     ),
     "chest": (
         "lung", "heart", "myocardium", "pericardium", "atrium", "trachea", "bronchus", "pleura", "thymus", "sternum",

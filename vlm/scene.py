@@ -138,7 +138,7 @@ def geometry_of(
 
     0-2 centroid from the centre of the body's box and 3-5 box size, 100 mm; 6-8 log volume, long and short axis; 9-10
     HU mean and spread / 200 (0 without HU); 11-13 left, right, midline; 14-17 first, second, third, last of its class
-    by volume; 18 log of how many there are; 19 is a lesion; 20-21 largest and smallest of all; 22 probability; 23 is CT.
+    by volume; 18 log of how many there are; 19 is a lesion; 20-21 largest, smallest of all; 22 probability; 23 is CT.
     """
     row = np.zeros(GEOMETRY, dtype=np.float32)
     row[0:3] = (np.array(instance.center_mm) - centre_mm) / 100
