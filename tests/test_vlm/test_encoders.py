@@ -163,11 +163,13 @@ def test_a_real_scan_in_other_files_gives_the_same_tokens(name: str, tmp_path: P
     sarcoma = SCANS / "Dataset102_SarcomaCT"
     whole = read_volume(sarcoma / "imagesTr" / "sarc_001_0000.nii.gz", "CT")
     drawn = read_mask(sarcoma / "labelsTr" / "sarc_001.nii.gz", {"tumour": 1})
-    place = tuple(slice(s.start + 8, s.stop - 8) for s in drawn.boxes[1])  # small enough to be quick
-    grid = whole.grid.cropped(place)
-    scan = Volume(whole.array[place], grid, "CT"), Mask(drawn.array[place], grid, drawn.labels)
+    scan = whole, drawn
+    if name == "resnet152":  # a part that is quick
+        place = tuple(slice(s.start + 8, s.stop - 8) for s in drawn.boxes[1])
+        grid = whole.grid.cropped(place)
+        scan = Volume(whole.array[place], grid, "CT"), Mask(drawn.array[place], grid, drawn.labels)
     straight = scene_of(encoder, *scan)
-    for change, near in ((turned, 1e-4), (padded, 0.1), (resampled, 0.1)):
+    for change, near in ((turned, 1e-4), (padded, 0.15), (resampled, 0.1)):
         other = scene_of(encoder, *change(*scan))
         assert distance(straight.visual, other.visual) < near, change.__name__
         assert distance(straight.pooled, other.pooled) < near, change.__name__

@@ -8,8 +8,10 @@ from phantoms import features_of, padded, phantom, phantom_scene, turned
 
 from seg_backbone.geometry import Grid
 from seg_backbone.lesions import find_instances
+from seg_backbone.predict import Features
 from seg_backbone.volume import Mask, Volume
 from vlm.body import body_grid
+from vlm.encoders.pooling import visual_cells
 from vlm.regions import REGIONS
 from vlm.scene import FACTS, MAX_INSTANCES, build_scene, describe, scan_facts, scene_classes
 
@@ -77,14 +79,13 @@ def test_at_most_so_many_instances_are_shown() -> None:
     assert len(scene.instances) == MAX_INSTANCES == len(describe(scene.instances, "CT", scene.grid))
 
 
-def test_a_cell_without_features_holds_the_nearest() -> None:
-    volume, mask = phantom()
-    every = features_of(volume.grid)
-    lowest = {stage: points[:, 2] < -15 for stage, points in every.positions_mm.items()}
-    for table in (every.vectors, every.positions_mm):
-        table.update({stage: values[lowest[stage]] for stage, values in table.items()})
-    cells = build_scene(volume, find_instances(mask, volume), (), (), every).visual[:, :6].reshape(2, 2, 3, 6)
-    stage = max(every.vectors)
-    top = every.positions_mm[stage][:, 2].max()
-    above = every.vectors[stage][every.positions_mm[stage][:, 2] == top]
-    assert all(np.isclose(above, cell).all(axis=1).any() for cell in cells[:, :, 2].reshape(-1, 6))
+def test_a_cell_holds_what_lies_about_it() -> None:
+    """Against the formula, on a box of 80 x 40 x 20 mm: two cells of 40 mm along x, features at 0 and 40 mm from it."""
+    body = Grid((40, 20, 10), np.diag([2.0, 2.0, 2.0, 1.0]))  # its low corner at -1, its centre at (39, 19, 9)
+    features = Features({0: np.array([[1.0], [3.0]])}, {0: np.array([[19.0, 19.0, 9.0], [59.0, 19.0, 9.0]])})
+    cells = visual_cells(features, body, (2, 1, 1))
+    far = np.exp(-2.0)  # one cell away: two standard deviations
+    assert cells[:, 0] == pytest.approx([(1 + 3 * far) / (1 + far), (3 + far) / (1 + far)])
+    np.testing.assert_allclose(cells[:, 1:], [[-0.2, 0, 0, 0.4, 0.4, 0.2], [0.2, 0, 0, 0.4, 0.4, 0.2]], atol=1e-6)
+    distant = Features(features.vectors, {0: features.positions_mm[0] + [0, 0, 1e4]})
+    assert np.isfinite(visual_cells(distant, body, (4, 4, 4))).all()

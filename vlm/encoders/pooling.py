@@ -16,27 +16,23 @@ CELLS: Cells = (2, 2, 3)  # visual cells along (right, anterior, superior), unle
 
 
 def visual_cells(features: Features, body: Grid, shape: Cells = CELLS) -> np.ndarray:
-    """(prod(shape), channels + 6): mean feature of each cell of the body's box, its centre and size in 100 mm.
+    """(prod(shape), channels + 6): what lies about each cell of the body's box, its centre and size in 100 mm.
 
-    The centre is relative to that of the box. A cell without features holds the one nearest to its centre.
+    The mean of all features with Gaussian weights, whose standard deviation is half a cell along each axis, so that a
+    cell depends little on where windows happen to lie. The centre is relative to that of the box.
     """
     coarsest = max(features.vectors)
     vectors, positions = features.vectors[coarsest], features.positions_mm[coarsest]
     low, high = body.extent_mm()
-    cells = np.array(shape)
-    size = (high - low) / cells
-    inside = np.all((positions >= low) & (positions <= high), axis=1)
-    index = np.clip(((positions - low) / size).astype(int), 0, cells - 1)
-    flat = np.ravel_multi_index(tuple(index.T), shape)[inside]
-    total = np.zeros((int(cells.prod()), vectors.shape[1]))
-    np.add.at(total, flat, vectors[inside])
-    count = np.bincount(flat, minlength=len(total))[:, None]
-    mean = total / np.maximum(count, 1)
-    away = (np.indices(shape).reshape(3, -1).T + 0.5 - cells / 2) * size
-    for cell in np.flatnonzero(count == 0):
-        mean[cell] = vectors[np.square(positions - (low + high) / 2 - away[cell]).sum(1).argmin()]
-    place = np.concatenate([away / 100, np.broadcast_to(size / 100, away.shape)], axis=1)
-    return np.concatenate([mean, place], axis=1).astype(np.float32)
+    size = (high - low) / np.array(shape)
+    away = (np.indices(shape).reshape(3, -1).T + 0.5 - np.array(shape) / 2) * size
+    rows = []
+    for centre in away:
+        nearness = -2 * np.square((positions - (low + high) / 2 - centre) / size).sum(axis=1)
+        weights = np.exp(nearness - nearness.max())
+        place = np.concatenate([centre, size]) / 100
+        rows.append(np.concatenate([weights @ vectors / weights.sum(), place]))
+    return np.array(rows, dtype=np.float32)
 
 
 def instance_features(features: Features, instances: Instances, shown: list[Instance], grid: Grid) -> np.ndarray:

@@ -84,7 +84,7 @@ def load_answered(
 
 
 def _scene(volume: Volume, segmenter: Segmenter, encoder: Encoder, cache: Path, cells: Cells) -> Scene:
-    settings = f"{segmenter.version} {encoder.version} {cells} of the body {volume.modality}".encode()
+    settings = f"{segmenter.version} {encoder.version} {cells} about the body {volume.modality}".encode()
     voxels = np.ascontiguousarray(volume.array)
     digest = hashlib.sha256(settings + volume.grid.affine.tobytes())
     digest.update(voxels.data)

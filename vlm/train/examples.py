@@ -141,7 +141,7 @@ def _load(
     shown, body = largest(i for i in instances if i.label in files.annotated), body_grid(volume)
     if volume.modality == "CT":
         fats[files.patient] = fat_percent(volume)
-    settings = f"{encoder.version} {cells} of the body".encode()
+    settings = f"{encoder.version} {cells} about the body".encode()
     key = hashlib.sha256(files.image.read_bytes() + files.mask.read_bytes() + settings).hexdigest()[:20]
     store = cache / f"{key}.npz"
     if not store.is_file():
