@@ -148,12 +148,12 @@ def mentions_in(text: str, options: tuple[str, ...], classes: tuple[str, ...]) -
 
 def says(text: str, name: str) -> bool:
     """Whether a text holds a name, in the singular or plural, or with one slip of the fingers in a long word."""
-    *first, last = _normal(name).split()
+    first, _, last = _normal(name).rpartition(" ")
     trie: Trie = {}
     for form in _forms(last):
-        _add(trie, " ".join((*first, form)), name)
+        _add(trie, f"{first} {form}", name)
     words = _words(text, _long(name))
-    return any(next(_found(trie, words, start), None) for start in range(len(words)))
+    return bool(last) and any(next(_found(trie, words, start), None) for start in range(len(words)))
 
 
 def split_side(name: str) -> tuple[str, str | None]:
@@ -307,11 +307,9 @@ def _with_places(hits: list[_Hit], words: list[str], known: _Known) -> list[_Hit
 
 def _holds_lesion(number: int, hits: list[_Hit], words: list[str]) -> bool:
     """Whether a hit stands beside a lesion as its place: "liver tumour", "a tumour of the liver"."""
-    hit, before, after = hits[number], hits[:number][-1:], hits[number + 1 :][:1]
-    adjacent = any(LESION in lesion.names and lesion.start == hit.end for lesion in after)
-    return adjacent or any(
-        LESION in lesion.names and _LIES_IN.fullmatch(_gap(words, lesion.end, hit.start)) for lesion in before
-    )
+    hit = hits[number]
+    lesions = [hit for hit in hits[max(0, number - 1) : number + 2] if LESION in hit.names]
+    return any(lesion.start == hit.end or _LIES_IN.fullmatch(_gap(words, lesion.end, hit.start)) for lesion in lesions)
 
 
 def _is_finding(hit: _Hit) -> bool:

@@ -29,7 +29,8 @@ class CumulativeLinks(nn.Module):
     def __init__(self, width: int, levels: int) -> None:
         super().__init__()
         self.score = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 1))
-        self.thresholds = nn.Parameter(torch.zeros(levels - 1))  # the first; before a softplus, the step to each next
+        # the first, and before a softplus the step to each next; wide, so that each count may be the likeliest at once
+        self.thresholds = nn.Parameter(torch.tensor([2.0 - levels] + [2.0] * (levels - 2)))
 
     def forward(self, state: torch.Tensor) -> torch.Tensor:
         first, steps = self.thresholds[:1], F.softplus(self.thresholds[1:])
