@@ -4,6 +4,7 @@ code reads the fact off those instances. Each fact belongs to one kind of questi
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 
@@ -114,6 +115,17 @@ UNITS: dict[str, tuple[str, float]] = {
     "mm2": ("cm2", 100.0),
     "mm^2": ("cm2", 100.0),
     "%": ("%", 1.0),
+    "inch": ("mm", 1 / 25.4),
+}
+SAID_UNITS = {  # of UNITS -> how they are said
+    "mm3": r"mm\^?3|cubic millimet(?:re|er)s?",
+    "cm3": r"cm\^?3|cubic cent(?:imet(?:re|er)s?)",
+    "mm": r"mm|millimet(?:re|er)s?",
+    "cm": r"cm|centimet(?:re|er)s?",
+    "ml": r"ml|millilit(?:re|er)s?",
+    "cc": r"cc",
+    "l": r"lit(?:re|er)s?",
+    "inch": r"inch(?:es)?",
 }
 
 
@@ -121,6 +133,14 @@ def target_name(fact: str) -> str:
     """What a fact of a user's table is about, for the start of a sentence: "value:dose_level:Gy" -> "Dose level"."""
     name = fact.split(":")[1].replace("_", " ")
     return name[:1].upper() + name[1:]
+
+
+def asked_unit(text: str) -> str | None:
+    """The unit in which a text wants its answer, a key of UNITS: "how long in cm?", "how many ml"; None without one."""
+    said = (
+        unit for unit, words in SAID_UNITS.items() if re.search(rf"\b(?:in|how many) (?:{words})(?!\w)", text.lower())
+    )
+    return next(said, None)
 
 
 def facts_of(kind: str | None, unit: str | None = None, known: tuple[str, ...] = NAMES) -> tuple[str, ...]:

@@ -276,3 +276,37 @@ def test_stream_and_chat(
     assert history[1]["question"] == "and its volume?" and history[1]["answer"]["value"] == pytest.approx(4.096)
     assert history[1]["asked"] == "What is the volume of the largest tumour?" and "asked" not in history[0]
     assert set(PAIRS) < set(ASK)
+
+
+def test_how_sure_and_in_another_unit(engine: Engine, scan: Scan) -> None:
+    talk = Conversation(Oracle(engine, {"How long?": ("long_axis", (LARGE,))}), scan)
+    assert "confidence of that answer" not in talk.ask("How sure are you?").text, "there is no answer yet"
+    talk.reset()
+    first = talk.ask("How long?")
+    sure = talk.ask("and how sure are you?")
+    assert sure.text == f"The confidence of that answer is {first.confidence:.2f}." and sure.value is None
+    assert sure.confidence == first.confidence and not sure.abstained
+    other = talk.ask("And in cm?")
+    assert other.unit == "cm" and other.value == pytest.approx(first.value / 10, abs=1e-3)
+    assert talk.ask("its volume?").unit == "ml", "the talk goes on about it"
+
+
+def test_by_how_much(engine: Engine, scan: Scan) -> None:
+    known = {"Which is larger, the right parotid or the first tumour?": ("larger", (RIGHT, LARGE))}
+    talk = Conversation(Oracle(engine, known), scan)
+    talk.ask(next(iter(known)))
+    more = talk.ask("And by how much?")
+    large, right = (i for i in scan.scene.instances if i.id in (LARGE, RIGHT))
+    assert more.value == pytest.approx(abs(large.volume_ml - right.volume_ml), abs=1e-3) and more.unit == "ml"
+    assert {item["instance"] for item in more.evidence} == {LARGE, RIGHT}
+
+
+def test_what_was_not_found_is_still_what_the_talk_is_about(engine: Engine, scan: Scan) -> None:
+    organs = [i for i in scan.scene.instances if i.label != "tumour"]
+    keep = np.array([i.label != "tumour" for i in scan.scene.instances])
+    scene = replace(scan.scene.showing(organs, scan.scene.pooled[keep]), classes=("parotid_left", "parotid_right"))
+    healthy = replace(scan, scene=scene, opened=engine.model.open(scene))
+    talk = Conversation(Oracle(engine, {"Is there a tumour?": ("presence", ())}), healthy)
+    first = talk.ask("Is there a tumour?")
+    assert first.abstained and first.reason == "the given labels do not name any lesion"
+    assert talk.ask("and its volume?").reason == first.reason, "not that of another structure"

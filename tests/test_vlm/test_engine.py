@@ -16,7 +16,7 @@ from vlm.grounding import find_mentions
 from vlm.heads import decode
 from vlm.heads.reading import Reading
 from vlm.infer.engine import Engine
-from vlm.infer.scope import refusal, told_in_part, unclear
+from vlm.infer.scope import refusal, told_in_part, unclear, unmeasured
 from vlm.scene import Scene, scene_classes
 from vlm.schema import Answer, Question
 
@@ -41,6 +41,7 @@ def test_ask_streams_and_checks(engine: Engine, phantom_files: Path) -> None:
         assert kind in (None, "open", answer.type)
     *words, last = engine.stream(scan, "How many tumours are there?")
     assert isinstance(last, Answer) and "".join(map(str, words)) == last.text
+    assert engine.ask(scan, " ?! ").reason == "there is no question in it"
     with pytest.raises(QuestionError, match="counting"):
         engine.ask(scan, "How many?", "countng")
     with pytest.raises(QuestionError, match="at most 8000 characters"):
@@ -63,7 +64,8 @@ def test_anatomy_out_of_reach_is_refused_not_denied(engine: Engine, phantom_file
         ("volume", "Volume of the encephalic trunk?", "parotid_left", True),
         ("volume", "Volume of the encephalic trunk in this scan?", "parotid_left", True),
         ("volume", "Volume of the left parotid?", "parotid_left", False),
-        ("volume", "How many ml is it?", "parotid_left", False),
+        ("volume", "How many ml is it?", "parotid_left", True),
+        ("volume", "How many ml is it?", "tumour", False),
         ("volume", "Volume of the bump, please", "tumour", False),
         ("count", "How many encephalic trunks?", "parotid_left", False),
     ],
@@ -136,12 +138,29 @@ def test_what_was_not_trained_here_is_missing_too(scene: Scene) -> None:
     assert len(part["boxes"]) == 3 and part["unknown"] == ("left parotid gland",)
 
 
+@pytest.mark.parametrize(
+    ("text", "state"),
+    [
+        ("Is the left parotid compressed?", "compressed"),
+        ("Is this tumour malignant?", "malignant"),
+        ("Does the larynx look normal?", "normal"),
+        ("Is there a malignant tumour?", None),
+        ("Is the larynx visible?", None),
+        ("Is the tumour larger than 5 cm?", None),
+    ],
+)
+def test_a_state_that_no_mask_shows_is_not_affirmed(scene: Scene, text: str, state: str | None) -> None:
+    mention, selection = find_mentions(text, scene_classes(scene)), np.ones(len(scene.instances))
+    reason = unmeasured(Reading(Question("q", "scan", text), scene, mention, "presence", 0.9, selection))
+    assert (reason is None) == (state is None) and (state or "") in (reason or "")
+
+
 def test_without_a_class_of_lesions_none_is_denied(scene: Scene) -> None:
     organs = [i for i in scene.instances if i.label != "tumour"]
     healthy = replace(scene, instances=organs, classes=("parotid_left", "parotid_right"))
     for fact, text in (("presence", "Is there a tumour?"), ("count", "How many masses are there?")):
         reason = refusal(healthy, find_mentions(text, scene_classes(healthy)), fact, 0.0, given=False)
-        assert reason == "this checkpoint was not trained to find the lesion"
+        assert reason == "this checkpoint was not trained to find any lesion"
 
 
 def test_bad_input(engine: Engine, phantom_files: Path, tmp_path: Path) -> None:

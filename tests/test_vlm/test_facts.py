@@ -23,6 +23,7 @@ from vlm.facts import FACTS, facts_of
 from vlm.grounding import find_mentions, mentions_in
 from vlm.heads import decode
 from vlm.heads.reading import Reading
+from vlm.rules import as_asked
 from vlm.scene import Scene, build_scene, scene_classes
 from vlm.schema import Question
 
@@ -139,6 +140,28 @@ def test_a_rule_is_named_and_an_organ_without_one_abstains(abdomen: tuple[Scene,
     none = read("enlarged", "kidney_left")
     assert none["abstained"] and "no rule" in none["reason"]
     assert read("size_category", "tumour")["choice"] == "T1" and read("measurable", "tumour")["choice"] == "yes"
+
+
+def test_symmetric_is_the_opposite_of_asymmetric(abdomen: tuple[Scene, Volume, CaseFiles]) -> None:
+    scene = abdomen[0]
+    kidneys = np.array([float(i.label.startswith("kidney")) for i in scene.instances])
+
+    def read(text: str) -> dict[str, Any]:
+        mention = find_mentions(text, tuple(LABELS))
+        return decode(Reading(Question("q", "", text), scene, mention, "asymmetric", 0.9, kidneys))
+
+    different = read("Are the left and the right kidney asymmetric?")
+    assert read("Aren't the two kidneys of unequal size?")["choice"] == different["choice"]
+    for text in (
+        "Are the kidneys symmetric?",
+        "Are both kidneys about the same size?",
+        "Are the kidneys equally large?",
+    ):
+        same = read(text)
+        assert {same["choice"], different["choice"]} == {"yes", "no"}
+        assert same["text"].lower().startswith(same["choice"]) and "asymmetry by volume" in same["text"]
+    asked = [q for seed in range(8) for q in ask(abdomen, "train", seed) if q.extra["fact"] == "asymmetric"]
+    assert asked and all(q.answer == as_asked(different["choice"], q.question) for q in asked)
 
 
 def test_a_pair_of_which_one_is_named_is_not_called_missing(abdomen: tuple[Scene, Volume, CaseFiles]) -> None:

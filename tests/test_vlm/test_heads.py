@@ -62,6 +62,21 @@ def test_units_asked_for(scene: Scene) -> None:
     assert other["unit"] == "mm", "a unit that does not fit is not used"
 
 
+@pytest.mark.parametrize(
+    ("text", "value", "unit"),
+    [
+        ("How tall is the tumour in cm?", 1.6, "cm"),
+        ("How tall is the tumour, in millimetres?", 16.0, "mm"),
+        ("Height of the tumour in inches", 16 / 25.4, "inch"),
+        ("How many ml is the tumour tall?", 16.0, "mm"),
+        ("Height of the tumour in mmHg", 16.0, "mm"),
+    ],
+)
+def test_units_in_words(scene: Scene, text: str, value: float, unit: str) -> None:
+    out = read(scene, "craniocaudal", (1,), text)
+    assert out["value"] == pytest.approx(value, abs=1e-3) and out["unit"] == unit and f" {unit} " in out["text"]
+
+
 def test_nothing_to_measure_is_an_abstention_with_a_reason(scene: Scene) -> None:
     out = read(scene, "volume", (), "larynx volume")
     assert out["abstained"] and "larynx" in out["reason"] and "value" not in out

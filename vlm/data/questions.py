@@ -36,6 +36,7 @@ from vlm.data.drafts import DRAFTS, SOURCES, Draft, Scene, Thing
 from vlm.data.targets import Targets, Told
 from vlm.data.wordings import PARTS, Wordings, read_wordings
 from vlm.facts import FACTS
+from vlm.rules import as_asked
 from vlm.schema import Question
 
 FAT_HU = (-190.0, -30.0)  # adipose tissue on CT (Yoshizumi et al., Radiology 211:283-286, 1999)
@@ -186,14 +187,17 @@ def _question(files: CaseFiles, image: str, fact: str, number: int, draft: Draft
     }
     if files.synthetic:
         about["synthetic"] = True
+    text, answer = scene.wordings.fill(fact, scene.part, scene.random, **draft.slots), draft.answer
+    if fact == "asymmetric" and answer is not None:
+        answer = as_asked(answer, text)
     return Question(
         id=f"{files.dataset}/{files.case}/{fact}/{number}",
         image=image,
-        question=scene.wordings.fill(fact, scene.part, scene.random, **draft.slots),
+        question=text,
         type=FACTS[fact].kind,
         options=draft.options,
         unit=FACTS[fact].unit,
-        answer=round(draft.answer, 3) if isinstance(draft.answer, float) else draft.answer,
+        answer=round(answer, 3) if isinstance(answer, float) else answer,
         extra=about | dict(draft.extra),
     )
 

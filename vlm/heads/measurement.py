@@ -10,7 +10,7 @@ import numpy as np
 from seg_backbone.labels import display
 from seg_backbone.lesions import Instance
 from vlm.data.wordings import enumerate_things
-from vlm.facts import FACTS, UNITS
+from vlm.facts import FACTS, UNITS, asked_unit
 from vlm.grounding import is_lesion
 from vlm.heads.reading import Reading, evidence, none_found
 
@@ -45,7 +45,7 @@ class Measured(NamedTuple):
 
 
 def decode(reading: Reading) -> dict[str, Any]:
-    """value in `unit`: the unit asked for where it fits the fact, else the fact's; unit None for MR intensities.
+    """value in `unit`: the one asked for, in words too, where it fits, else the fact's; None for MR intensities.
 
     Abstains where an instance meant is not in the mask.
     """
@@ -158,9 +158,10 @@ def _say(reading: Reading, found: Measured) -> dict[str, Any]:
     what = "attenuation"
     if reading.scene.modality != "CT" and reading.fact.startswith("intensity"):
         unit, what = None, "signal (arbitrary units)"
-    base, factor = UNITS.get((reading.question.unit or unit or "").lower(), (unit, 1.0))
-    if base == unit and reading.question.unit and unit is not None:
-        value, unit = value * factor, reading.question.unit
+    wanted = reading.question.unit or asked_unit(reading.question.question)
+    base, factor = UNITS.get((wanted or "").lower(), (None, 1.0))
+    if wanted and unit and base == unit:
+        value, unit = value * factor, wanted
     value = round(value, 3)
     size = abs(value)
     shown = f"{value:.0f}" if size >= 10 or unit == "slice" else f"{value:.1f}" if size >= 1 else f"{value:.2g}"

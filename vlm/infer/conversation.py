@@ -25,10 +25,11 @@ from seg_backbone.labels import display
 from seg_backbone.lesions import Instance
 from vlm.data.threshold import Threshold, parse_threshold
 from vlm.data.wordings import enumerate_things
-from vlm.facts import FACTS
+from vlm.facts import FACTS, asked_unit
 from vlm.grounding import Mention, find_mentions, is_lesion, split_side, words_for
 from vlm.heads.reading import Focus
 from vlm.infer.engine import Engine, Scan, spoken
+from vlm.infer.scope import LESION
 from vlm.scene import Scene, scene_classes
 from vlm.schema import Answer, Question
 
@@ -38,6 +39,8 @@ FACT_WORDS = {  # tried in this order
     "gap": r"gap|(?:shortest|smallest|minimal|minimum|surface) distance",
     "denser": r"denser(?= than )|which (?:one |of them |of the two |of these )?is (?:the )?denser(?: one)?",
     "distance": r"how (?:far|close|near)(?: apart| away)?|distance|far apart",
+    "volume_difference": r"(?:by )?how much (?:larger|bigger|smaller|greater)|by how much"
+    r"|difference(?: in (?:volume|size))?",
     "larger": r"(?:larger|bigger|smaller|greater)(?= than )|compare[ds]?|comparison"
     r"|which (?:one |of them |of the two |of these )?is (?:the )?(?:larger|bigger)(?: one)?",
     "count": r"how many(?! (?:ml|cc|millilit|mm|millimet))|number|count",
@@ -60,6 +63,10 @@ FACT_WORDS = {  # tried in this order
     "box": r"where|location|position|coordinates|bounding box|show me|which (?:one |of them |of these )?is(?! it )",
     "presence": r"(?:is|are) there(?: any)?|any",
 }
+HOW_SURE = (
+    r"how (?:sure|certain|confident)(?: are you| is (?:it|that|this))?(?: (?:of|about) (?:it|that|this))?"
+    r"|are you (?:sure|certain)|(?:what is )?(?:your|the|its) confidence(?: of (?:it|that|this))?"
+)
 PRONOUNS = r"(?:this|that|the same) one|it|its|they|them|their|these|those|both|the two"
 THIS = r"(?:this|that|the same|said)"
 OTHER = r"(?:the )?other(?: one| side)?"
@@ -74,7 +81,7 @@ RANKS = {  # place by volume, largest first; -1 is the last
     -1: r"smallest|tiniest|smaller(?= one| of )|last",
 }
 BEFORE_TARGET = dict.fromkeys(("distance", "gap"), r"from|to|and") | dict.fromkeys(
-    ("larger", "denser"), r"than|with|to|against|and"
+    ("larger", "denser", "volume_difference"), r"than|with|to|against|and"
 )
 SIZES = (
     r"\d[\d ]*(?:mm|cm|ml|cc|l)[23]?|(?:no |not )?(?:larger|bigger|greater|smaller|longer|shorter|more|less)(?: than)?"
@@ -102,6 +109,7 @@ ASK = {
     "distance": "What is the distance between {things} and {target}?",
     "gap": "What is the shortest distance between {things} and {target}?",
     "denser": "Which is denser, {things} or {target}?",
+    "volume_difference": "How much larger is {things} than {target}?",
     "anteroposterior": "What is the anteroposterior extent of {things}?",
     "transverse": "What is the left-to-right extent of {things}?",
     "surface_area": "What is the surface area of {things}?",
@@ -171,8 +179,10 @@ class Conversation:
 
         A follow-up that may mean several things gives an abstention whose text asks back.
         """
-        follow = resolve(text, self.turns, self.scan.scene)
-        turn = self._reply(text, follow) if follow else self._alone(text)
+        turn = self._again(text)
+        if turn is None:
+            follow = resolve(text, self.turns, self.scan.scene)
+            turn = self._reply(text, follow) if follow else self._alone(text)
         self.turns.append(turn)
         return turn.answer
 
@@ -184,13 +194,35 @@ class Conversation:
         """Forget every turn."""
         self.turns.clear()
 
+    def _again(self, text: str) -> Turn | None:
+        """The last answer again: how sure it is, or in another unit; None for another question."""
+        line = re.sub(LEAD, "", re.sub(r"[^a-z0-9^]+", " ", text.lower()).strip() + " ").strip()
+        if not self.turns:
+            return None
+        last = self.turns[-1]
+        if re.fullmatch(HOW_SURE, line):
+            said = f"The confidence of that answer is {last.answer.confidence:.2f}."
+            if last.answer.abstained:
+                said = f"That was not answered: {last.answer.reason}."
+            answer = replace(last.answer, type="open", text=said, value=None, unit=None, choice=None, choices=None)
+            return replace(last, question=text, asked=text, answer=replace(answer, boxes=None, interval=None))
+        unit = asked_unit(line) if line.startswith("in ") and len(line.split()) < 4 else None
+        if unit and FACTS[last.fact].kind == "measurement" and not last.answer.abstained:
+            ids = tuple(i.id for i in (*last.subject, *last.target))
+            question = replace(self._question(last.asked), unit=unit)
+            answer, _ = self.engine.reply(self.scan, question, Focus(last.fact, ids))
+            return replace(last, question=text, answer=answer)
+        return None
+
     def _alone(self, text: str) -> Turn:
         answer, reading = self.engine.reply(self.scan, self._question(text))
-        subject = _in_evidence(answer, self.scan.scene)
-        named = [instance.label for instance in subject] or [*reading.mention.classes, *reading.mention.others]
+        subject, mention = _in_evidence(answer, self.scan.scene), reading.mention
+        named = [instance.label for instance in subject] or [*mention.classes, *mention.others]
+        named = named or ([LESION] if mention.lesions else [])
+        target: tuple[Instance, ...] = ()
         if reading.fact in COMPARISONS:
-            subject = subject[:1]  # of two that were compared, the larger is what the talk is about
-        return Turn(text, text, answer, reading.fact, subject, names=tuple(dict.fromkeys(named)))
+            subject, target = subject[:1], subject[1:]  # the larger of the two is what the talk is about
+        return Turn(text, text, answer, reading.fact, subject, target, tuple(dict.fromkeys(named)))
 
     def _reply(self, text: str, follow: FollowUp) -> Turn:
         turn = Turn(text, follow.text, Answer("", "", ""), follow.fact, follow.subject, follow.target, follow.names)
@@ -239,7 +271,8 @@ def resolve(text: str, turns: list[Turn], scene: Scene) -> FollowUp | None:
         elif said.fact is None and (fact in COMPARISONS or not _bases(known) <= _bases(before.names)):
             end, of_end, subject, target = said.subject, mention, before.subject, subject  # "and the brainstem?"
         elif said.fact:
-            pair = subject if len(subject) > 1 else _family(before, scene)
+            both = (*subject, *before.target) if before.target and not chosen else _family(before, scene)
+            pair = subject if len(subject) > 1 else both
             if len(pair) < 2:
                 return None
             subject, target = (pair[:1], pair[1:]) if len(pair) == 2 else (pair, pair)

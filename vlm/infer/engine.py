@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from vlm.encoders import Encoder, build_encoder
 from vlm.facts import FACTS
 from vlm.heads import decode
 from vlm.heads.reading import Focus, Reading
-from vlm.infer.scope import refusal, told_in_part, unclear
+from vlm.infer.scope import refusal, told_in_part, unclear, unmeasured
 from vlm.model import CONFIG, Opened, VisionLanguageModel
 from vlm.scene import Scene, build_scene
 from vlm.schema import Answer, Question, check_type
@@ -121,8 +122,9 @@ class Engine:
             seconds = time.perf_counter() - started
             return Answer(question.id, question.type or "open", seconds=seconds, model=self.version, **said), reading
         kind = question.type if question.type not in (None, "open") else FACTS[reading.fact].kind
-        reason = refusal(scan.scene, reading.mention, reading.fact, off_topic, scan.given_mask)
-        reason = reason or (unclear(reading) if focus is None else None)
+        reason = None if focus or re.search(r"\w", question.question) else "there is no question in it"
+        reason = reason or refusal(scan.scene, reading.mention, reading.fact, off_topic, scan.given_mask)
+        reason = reason or (unmeasured(reading) or unclear(reading) if focus is None else None)
         if reason:
             parts: dict[str, Any] = {"text": f"I cannot answer: {reason}.", "abstained": True, "reason": reason}
             parts["confidence"] = off_topic if off_topic >= 0.5 else reading.fact_probability

@@ -12,9 +12,15 @@ from vlm.grounding import Mention, is_lesion
 from vlm.heads.reading import Reading
 from vlm.scene import Scene, scene_classes
 
+LESION = "lesion"  # what is missing where no class of the mask holds lesions
 OFF_TOPIC = 0.5  # probability of "not about the scan" from which the model abstains
-ANY_WILL_DO = re.compile(r"\b(organs?|structures?|things?|findings?|it|its|this|that|largest|biggest|smallest)\b")
+ANY_WILL_DO = re.compile(r"\b(organs?|structures?|things?|findings?|largest|biggest|smallest)\b")
 OF_ALL = ("total_volume", "share", "count", "multiplicity", "most_affected", "outlier", "clustered")  # of all named
+STATE = re.compile(  # at the end of a question
+    r"^(?:is|are|does|do|looks?|has|have) (?:the|this|that|these|it|they)\b.* (\w*compressed|displaced|invaded"
+    r"|infiltrated|invasive|malignant|benign|(?:ab)?normal|healthy|enhancing|necrotic|calcified|broken|inflamed|infected|operable"
+    r"|resectable|aggressive|curable|dangerous|painful|growing|dilated|narrowed|thickened|intact|damaged)\W*$"
+)
 THE_SCAN = re.compile(r"\b(this|that) (scan|image|study|exam\w*|patient|person|subject|ct|mri?|volume|series|case)\b")
 
 
@@ -41,7 +47,7 @@ def unknown(scene: Scene, mention: Mention) -> tuple[str, ...]:
     trained for here, and lesions where no class holds any.
     """
     blind = [display(name) for name in mention.classes if name in scene.untrained]
-    lesions = ["lesion"] if mention.lesions and not any(map(is_lesion, scene_classes(scene))) else []
+    lesions = [LESION] if mention.lesions and not any(map(is_lesion, scene_classes(scene))) else []
     return *mention.others, *blind, *lesions
 
 
@@ -60,11 +66,19 @@ def told_in_part(reading: Reading, parts: dict[str, Any], given: bool) -> dict[s
 
 
 def _why(scene: Scene, mention: Mention, missing: tuple[str, ...], given: bool) -> str:
-    listed = enumerate_things(f"the {name}" for name in missing)
+    listed = enumerate_things("any lesion" if name == LESION else f"the {name}" for name in missing)
     if given:
         return f"the given labels do not name {listed}"
     here = f" on {scene.modality}" if set(mention.classes) & set(scene.untrained) and not mention.others else ""
     return f"this checkpoint was not trained to find {listed}{here}"
+
+
+def unmeasured(reading: Reading) -> str | None:
+    """The reason to abstain where it is asked how something is that no mask shows: "is the cord compressed?"."""
+    state = STATE.search(reading.question.question.lower())
+    if reading.fact != "presence" or state is None:
+        return None
+    return f"a mask tells that something is there, not whether it is {state[1]}"
 
 
 def unclear(reading: Reading) -> str | None:
