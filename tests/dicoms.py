@@ -6,9 +6,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-from pydicom import Dataset
+from pydicom import Dataset, dcmread
 from pydicom.dataset import FileMetaDataset
-from pydicom.uid import CTImageStorage, EnhancedCTImageStorage, ExplicitVRLittleEndian, generate_uid
+from pydicom.uid import (
+    CTImageStorage,
+    EnhancedCTImageStorage,
+    ExplicitVRLittleEndian,
+    RTStructureSetStorage,
+    generate_uid,
+)
 from scipy.spatial.transform import Rotation
 
 from seg_backbone.geometry import Grid
@@ -124,3 +130,46 @@ def _save(data: Dataset, path: Path) -> None:
     data.file_meta = FileMetaDataset()
     data.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
     data.save_as(path, enforce_file_format=True)
+
+
+def write_rtstruct(
+    path: Path,
+    scan: Path,
+    rois: dict[str, Sequence[np.ndarray]],
+    kinds: dict[str, str] | None = None,
+    form: str = "CLOSED_PLANAR",
+    edit: Callable[[Dataset], None] = lambda data: None,
+    date: str = "20200102",
+) -> None:
+    """A structure set about the series in `scan`. rois: name -> its contours, (points, 3) RAS mm each; kinds: name ->
+    interpreted type. edit: changes the whole before it is written."""
+    first = dcmread(next(file for file in sorted(scan.iterdir()) if file.is_file()), stop_before_pixels=True)
+    data = Dataset()
+    for keyword in ("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyInstanceUID", "StudyDate"):
+        data[keyword] = first[keyword]
+    data.SOPClassUID, data.SOPInstanceUID, data.Modality = RTStructureSetStorage, generate_uid(), "RTSTRUCT"
+    data.SeriesInstanceUID, data.StructureSetLabel = generate_uid(), "plan"
+    data.StructureSetDate, data.StructureSetTime = date, "120000"
+    series, study, frame = Dataset(), Dataset(), Dataset()
+    series.SeriesInstanceUID, frame.FrameOfReferenceUID = first.SeriesInstanceUID, first.FrameOfReferenceUID
+    study.RTReferencedSeriesSequence, frame.RTReferencedStudySequence = [series], [study]
+    data.ReferencedFrameOfReferenceSequence = [frame]
+    names, drawn, told = [], [], []
+    for number, (name, contours) in enumerate(rois.items(), start=1):
+        roi, contour_set, observation = Dataset(), Dataset(), Dataset()
+        roi.ROINumber = contour_set.ReferencedROINumber = observation.ReferencedROINumber = number
+        roi.ROIName, roi.ReferencedFrameOfReferenceUID = name, first.FrameOfReferenceUID
+        observation.ObservationNumber, observation.RTROIInterpretedType = number, (kinds or {}).get(name, "")
+        if contours:
+            contour_set.ContourSequence = [_contour(points, form) for points in contours]
+        names.append(roi), drawn.append(contour_set), told.append(observation)
+    data.StructureSetROISequence, data.ROIContourSequence, data.RTROIObservationsSequence = names, drawn, told
+    edit(data)
+    _save(data, path)
+
+
+def _contour(points: np.ndarray, form: str) -> Dataset:
+    contour = Dataset()
+    contour.ContourGeometricType, contour.NumberOfContourPoints = form, len(points)
+    contour.ContourData = [f"{value:.4f}" for value in (points * [-1, -1, 1]).ravel()]
+    return contour

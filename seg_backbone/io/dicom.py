@@ -23,6 +23,7 @@ from pydicom import Dataset, dcmread
 from pydicom.misc import is_dicom
 
 from seg_backbone.errors import ScanError
+from seg_backbone.geometry import Grid
 from seg_backbone.io.image import Image, first_line, grid_of
 from seg_backbone.volume import MODALITIES
 
@@ -80,21 +81,28 @@ class Series:
         return next(iter(self.headers.values()))
 
 
-def read_image(path: str | Path, uid: str | None = None) -> Image:
+def read_image(path: str | Path, uid: str | None = None, only: Sequence[Path] | None = None) -> Image:
     """Read the CT or MR series of a folder (searched to any depth), a zip or one multi-frame file.
 
-    uid: the SeriesInstanceUID to take; without it there must be one series, localizers not counted. Array axes run
-    along the rows, along the columns and from slice to slice in the direction of their cross product. Values are
-    slope * stored + intercept: HU for CT.
+    uid: the SeriesInstanceUID to take; without it there must be one series, localizers not counted. only: the files
+    of the folder to look at. Array axes run along the rows, along the columns and from slice to slice in the direction
+    of their cross product. Values are slope * stored + intercept: HU for CT.
     Raises ScanError: no such series or several, not CT or MR, slices that are missing, unevenly spaced, tilted,
     repeated (4D) or unlike each other, headers without a place, pixels that cannot be decoded.
     """
-    with _open_all(Path(path)) as files:
+    with _open_all(Path(path), only) as files:
         series = _choose(path, _all_series(path, files), uid)
         frames, affine = _stack(path, _frames(path, series))
         planes = np.stack(_decode(path, frames, files))  # (slice, row, column)
     array = planes.transpose(2, 1, 0)
     return Image(array, grid_of(path, array.shape, affine), series.modality)
+
+
+def read_grid(path: str | Path, uid: str | None = None, only: Sequence[Path] | None = None) -> Grid:
+    """The grid of what `read_image` reads, from the headers alone. Raises ScanError as `read_image` does."""
+    with _open_all(Path(path), only) as files:
+        frames, affine = _stack(path, _frames(path, _choose(path, _all_series(path, files), uid)))
+    return grid_of(path, (*frames[0].shape, len(frames)), affine)
 
 
 def read_headers(path: str | Path, uid: str | None = None) -> tuple[list[Dataset], np.ndarray]:
@@ -113,12 +121,15 @@ def read_headers(path: str | Path, uid: str | None = None) -> tuple[list[Dataset
 
 
 @contextmanager
-def _open_all(path: Path) -> Iterator[dict[str, Opener]]:
-    """Name -> how to open it, of every file in a folder or zip; one file is a folder of one. Raises ScanError."""
+def _open_all(path: Path, only: Sequence[Path] | None = None) -> Iterator[dict[str, Opener]]:
+    """Name -> how to open it, of every file (or `only` some) in a folder or zip; one file is a folder of one.
+
+    Raises ScanError.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # pydicom warns of header values that are odd but of no use here
         if path.is_dir():
-            inside = sorted(file for file in path.rglob("*") if file.is_file())
+            inside = sorted(file for file in path.rglob("*") if file.is_file()) if only is None else only
             yield {str(file.relative_to(path)): partial(file.open, "rb") for file in inside}
         elif is_dicom(path):
             yield {path.name: partial(path.open, "rb")}
@@ -180,14 +191,15 @@ def _frames(path: str | Path, series: Series) -> list[Frame]:
     frames: list[Frame] = []
     for name, header in series.headers.items():
         try:
-            frames += _frames_of(name, header)
+            frames += frames_of(name, header)
         except (ValueError, TypeError, AttributeError, LookupError) as error:
             expected = "grey slices that tell their position, orientation and spacing"
             raise ScanError(path, expected, f"{first_line(error)} in {name}", "export it again") from None
     return frames
 
 
-def _frames_of(name: str, header: Dataset) -> Iterator[Frame]:
+def frames_of(name: str, header: Dataset) -> Iterator[Frame]:
+    """The planes of one file. Raises ValueError, TypeError, AttributeError or LookupError where they have no place."""
     if (header.get("SamplesPerPixel") or 1) != 1:
         raise ValueError("colour")
     multiframe = "PerFrameFunctionalGroupsSequence" in header

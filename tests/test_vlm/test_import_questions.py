@@ -282,12 +282,15 @@ def test_faulty_rows_are_listed_or_stop_the_import(run, tmp_path):
     with path.open("w", newline="") as file:
         csv.writer(file).writerows([header, *rows])
     code, _, stderr = run("data", "import", "table", path, "-o", out)
-    assert code == 2 and stderr.startswith(f"error: {path}, row 2: expected one answer, found 'right' by its letter")
-    assert not out.exists() and stderr.count("\n") == 1
+    assert code == 2 and stderr.startswith(f"fault: {path}:3: expected one answer, found 'right' by its letter")
+    assert f"error: {path}: expected rows without faults, found 9 with, told above" in stderr
+    assert not out.exists() and stderr.count("\n") == 10
     code, stdout, stderr = run("data", "import", "table", path, "-o", out, "--skip-bad", "--json")
     assert code == 0 and [question.id for question in read_questions(out)] == ["1", "10"]
     assert json.loads(stdout)["left_out"] == 9
     told = [line.split(": expected ")[1] for line in stderr.splitlines() if line.startswith("left out: ")]
+    lines = [line.split(":")[2] for line in stderr.splitlines() if line.startswith("left out: ")]
+    assert lines == ["3", "4", "5", "6", "7", "8", "9", "10", "12"]
     for line, says in zip(
         told,
         ["one answer", "an answer among", "an answer among", "id, image and question", "id, image and question",
@@ -305,11 +308,13 @@ def test_faulty_rows_are_listed_or_stop_the_import(run, tmp_path):
         ("a.csv", b"image,image\nx,y\n", "names that differ"),
         ("a.csv", b"image,question\nx,\xe9\n", "UTF-8 text"),
         ("a.csv", b"imag\xe9,question\nx,y\n", "UTF-8 text"),
-        ("a.csv", b"image,question\nx,y\nx,y,z\n", "Expected 2 fields in line 3, saw 3"),
+        ("a.csv", b"image,question\nx,y\nx,y,z\n", "a.csv:3: expected 2 cells, as in the header, found 3"),
+        ("a.csv", b"image,question\nx,y\nx\n", "a.csv:3: expected 2 cells, as in the header, found 1"),
+        ("a.csv", b"image,question\nx,\"y\nx,y\n", "a.csv:2: expected a row of cells, found unexpected end of data up"),
         ("a.jsonl", b'{"image": "x", "question": "\xe9"}\n', "UTF-8 text"),
         ("a.jsonl", b'{"image": "x", "question": "?"}\n{"image"\n', "a.jsonl:2: expected a JSON object"),
         ("a.jsonl", b"[1]\n", "found list"),
-        ("a.json", b'[{"image": "x", "question": "?"}, ', "rows that can be read"),
+        ("a.json", b'[{"image": "x", "question": "?"}, ', "record 2: expected rows that can be read"),
         ("a.json", b'["x"]', "record 1: expected a JSON object, found str"),
         ("a.json", b"[]", "no rows"),
         ("a.json", b"", "rows that can be read"),
@@ -323,6 +328,109 @@ def test_a_file_that_cannot_be_read_is_one_line(run, tmp_path, name, content, sa
     assert (code, stdout) == (2, "") and says in stderr, stderr
     assert stderr.startswith(f"error: {tmp_path / name}") and stderr.count("\n") == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == [name]
+
+
+ODD = """image;question;answer
+a.nii;"Which; side?";links;;
+b.nii;Größe?;2;;
+"""
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "cp1252"])
+def test_spreadsheets_of_other_countries(run, tmp_path, encoding):
+    """Semicolons, a byte order mark, columns left empty at the end, another encoding, a suffix in capitals."""
+    path = tmp_path / "MINE.CSV"
+    path.write_text(ODD, encoding)
+    rows = rows_of(run, tmp_path, "table", tmp_path, *(("--encoding", encoding) if encoding == "cp1252" else ()))
+    assert [keep(row, "image", "question", "answer") for row in rows] == [
+        ("a.nii", "Which; side?", "links"),
+        ("b.nii", "Größe?", 2),
+    ]
+    assert rows[0]["id"] == "table:MINE:1"
+
+
+def test_a_file_in_another_encoding_loses_no_row_silently(run, tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text("image,question\na.nii,Size?\nb.nii,Größe?\nc.nii,Side?\n", "latin-1")
+    code, _, stderr = run("data", "import", "table", path, "-o", tmp_path / "q.jsonl", "--skip-bad")
+    assert code == 0 and f"left out: {path}:3: expected UTF-8 text, found byte 0xf6" in stderr
+    assert "--encoding" in stderr
+    assert [question.image for question in read_questions(tmp_path / "q.jsonl")] == ["a.nii", "c.nii"]
+
+
+def test_what_comes_before_a_torn_end_is_usable(run, tmp_path):
+    row = '{"image": "x", "question": "?"}'
+    (tmp_path / "a.json").write_text(f"[{row}, {row}, " + '{"image": "x", "que')
+    code, _, stderr = run("data", "import", "table", tmp_path / "a.json", "-o", tmp_path / "q.jsonl", "--skip-bad")
+    assert code == 0 and "a.json, record 3: expected rows that can be read" in stderr
+    assert len(list(read_questions(tmp_path / "q.jsonl"))) == 2
+
+
+@pytest.mark.parametrize("other", ['{"n": NaN}', '{"image": "a", "question": "Gr\xf6\xdfe?"}'])
+def test_an_array_that_cannot_be_streamed(run, tmp_path, other):
+    row = '{"image": "x", "question": "?"}'
+    (tmp_path / "a.json").write_text(f'{{"data": [{row}, {other}, {row}]}}', "latin-1")
+    code, _, stderr = run("data", "import", "table", tmp_path / "a.json", "-o", tmp_path / "q.jsonl", "--skip-bad")
+    assert code == 0 and len(list(read_questions(tmp_path / "q.jsonl"))) == 2, stderr
+    assert stderr.count("left out: ") == 1 and "a.json, record 2: " in stderr
+
+
+def test_one_bad_file_of_several(run, tmp_path):
+    folder = tmp_path / "set"
+    folder.mkdir()
+    (folder / "a.csv").write_text("image,question\nx,y\n")
+    (folder / "b.csv").write_text("picture,question\nx,y\nx,y\n")
+    (folder / "c.parquet").write_bytes(b"torn")
+    code, _, stderr = run("data", "import", "table", folder, "-o", tmp_path / "q.jsonl", "--skip-bad")
+    assert code == 0 and len(list(read_questions(tmp_path / "q.jsonl"))) == 1
+    assert stderr.count("left out: ") == 2 and f"left out: {folder / 'b.csv'}: expected a column for image" in stderr
+    code, _, stderr = run("data", "import", "table", folder / "b.csv", "-o", tmp_path / "r.jsonl", "--skip-bad")
+    assert code == 2 and "a row without faults" in stderr and not (tmp_path / "r.jsonl").exists()
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".json"])
+def test_a_line_without_end_is_one_fault(tmp_path, monkeypatch, suffix):
+    monkeypatch.setattr("vlm.data.sources.records.LONGEST_LINE", 200_000)
+    rows = [{"image": "a", "question": "?"}, {"image": "b", "question": "x" * 500_000}, {"image": "c", "question": "?"}]
+    path, told = tmp_path / f"a{suffix}", []
+    if suffix == ".csv":
+        path.write_text("image,question\n" + "".join(f"{row['image']},{row['question']}\n" for row in rows))
+    else:
+        lines = [json.dumps(row) for row in rows]
+        path.write_text("\n".join(lines) if suffix == ".jsonl" else f"[{', '.join(lines)}]")
+    import_questions(load_source("table"), path, tmp_path / "q.jsonl", skip_bad=True, tell=told.append)
+    kept = [question.image for question in read_questions(tmp_path / "q.jsonl")]
+    assert kept == (["a", "c"] if suffix != ".json" else ["a"]), "after an endless record an array is lost"
+    assert len(told) == 1 and "a record above" in str(told[0])
+    assert ("record 2" if suffix == ".json" else ":3:" if suffix == ".csv" else ":2:") in str(told[0])
+
+
+def test_several_images_a_question(run, tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps({"image": ["a.nii", "b.nii"], "question": "Which is newer?", "answer": "the second"}))
+    (row,) = rows_of(run, tmp_path, "table", path)
+    assert keep(row, "image", "images", "answer") == ("a.nii", ["a.nii", "b.nii"], "the second")
+
+
+def test_flare_mllm_takes_the_file_with_answers(run, tmp_path):
+    folder = tmp_path / "validation-public" / "Ultrasound" / "nodes"
+    folder.mkdir(parents=True)
+    (folder / "nodes_questions_val.json").write_text(json.dumps([FLARE[0] | {"Answer": None}]))
+    answered = FLARE[1] | {"Answer": ["A", "C"]}
+    (folder / "nodes_questions_val_withGT.json").write_text(json.dumps([FLARE[0], answered]))
+    first, second = rows_of(run, tmp_path, "flare-mllm", tmp_path / "validation-public")
+    assert (first["answer"], second["answer"]) == ("yes", ["mass", "nodule"])
+
+
+def test_pmc_vqa_has_its_choices_marked(run, tmp_path):
+    path = tmp_path / "test.csv"
+    path.write_text(
+        "Figure_path,Question,Answer,Choice A,Choice B,Answer_label\n"
+        "7.jpg,Which side?, B:right , A:left , B:right ,B\n8.jpg,Which?,A. fumigatus,A. fumigatus,E. coli,A\n"
+    )
+    first, second = rows_of(run, tmp_path, "radfm", path)
+    assert keep(first, "options", "answer") == (["left", "right"], "right")
+    assert keep(second, "options", "answer") == (["A. fumigatus", "E. coli"], "A. fumigatus")
 
 
 def test_what_a_column_may_hold(tmp_path):
@@ -351,7 +459,9 @@ def test_mistakes_in_the_call(run, tmp_path):
         (("table", tmp_path / "none"), "no such file"),
         (("3d-rad", tmp_path / "empty"), "files like *.csv"),
         (("table", tmp_path / "empty", "--copy"), "--copy"),
-        (("kits", tmp_path / "empty", "--skip-bad"), "--skip-bad"),
+        (("kits", tmp_path / "empty", "--columns", "image=x"), "--columns"),
+        (("kits", tmp_path / "empty", "--encoding", "cp1252"), "--encoding"),
+        (("table", tmp_path / "empty", "--encoding", "none-such"), "--encoding"),
     ):
         code, _, stderr = run("data", "import", *arguments, "-o", tmp_path / "q.jsonl")
         assert code == 2 and says in stderr and stderr.count("\n") == 1

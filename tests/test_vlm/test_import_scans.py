@@ -105,6 +105,26 @@ def test_kits(source, bring, name, classes):
     assert not cases["case_00007"].image.is_symlink() and not cases["case_00007"].mask.is_symlink()
 
 
+def test_kits21_and_masks_without_a_scan(source, bring, run, tmp_path):
+    scan(source / "case_00007" / "imaging.nii.gz")
+    mask(source / "case_00007" / "aggregated_MAJ_seg.nii.gz", 1, 3)
+    mask(source / "case_00008" / "segmentation.nii.gz", 1)
+    case = bring("kits")["case_00007"]
+    assert case.annotated == ("kidney", "tumour", "cyst") and read_mask(case.mask).array.max() == 3
+    _, _, stderr = run("data", "import", "kits", source, "-o", tmp_path / "raw" / "Dataset202_Y")
+    assert f"left out: {source / 'case_00008' / 'segmentation.nii.gz'}: no imaging.nii.gz beside" in stderr
+
+
+def test_capitals_folders_of_labelled_scans_and_masks_alone(source, run, bring, tmp_path):
+    scan(source / "labeled" / "imagesTr" / "FLARE22_Tr_0007_0000.NII.GZ")
+    mask(source / "labeled" / "labelsTr" / "FLARE22_Tr_0007.NII.GZ", 13)
+    mask(source / "labeled" / "labelsTr" / "FLARE22_Tr_0008.nii.gz", 13)
+    cases = bring("flare22")
+    assert list(cases) == ["FLARE22_Tr_0007"] and cases["FLARE22_Tr_0007"].mask
+    _, _, stderr = run("data", "import", "flare22", source, "-o", tmp_path / "raw" / "Dataset202_Y")
+    assert "FLARE22_Tr_0008.nii.gz: a mask without a scan" in stderr
+
+
 def test_amos(source, bring):
     for number, part in (("0001", "Tr"), ("0507", "Va")):
         scan(source / f"images{part}" / f"amos_{number}.nii.gz")
@@ -213,6 +233,21 @@ def test_the_manifest_keeps_other_datasets(source, bring, run, tmp_path):
     manifest.write_text("torn")
     code, _, stderr = run("data", "import", "flare24", source, "-o", tmp_path / "raw" / "Dataset202_Z")
     assert code == 2 and str(manifest) in stderr and not (tmp_path / "raw" / "Dataset202_Z").exists()
+
+
+def test_cases_that_cannot_be_read_are_left_out(source, run, tmp_path):
+    scan(source / "images" / "a_0000.nii.gz")
+    mask(source / "labels" / "a.nii.gz", 1)
+    scan(source / "images" / "b_0000.nii.gz", 1)
+    (source / "labels" / "b.nii.gz").write_bytes(b"torn")
+    out = tmp_path / "raw" / "Dataset201_X"
+    code, stdout, stderr = run("data", "import", "flare23", source, "-o", out, "--skip-bad", "--json")
+    assert code == 0 and f"left out: {source / 'labels' / 'b.nii.gz'}: expected" in stderr
+    assert json.loads(stdout)["labelled"] == 1 and len(json.loads(stdout)["faults"]) == 1
+    assert [case.case for case in list_cases(out.parent, out.name)] == ["a"]
+    (source / "labels" / "a.nii.gz").write_bytes(b"torn")
+    code, _, stderr = run("data", "import", "flare23", source, "-o", out.with_name("Dataset202_Y"), "--skip-bad")
+    assert code == 2 and "cases of flare23" in stderr and not out.with_name("Dataset202_Y").exists()
 
 
 def break_msd(source: Path) -> None:

@@ -123,7 +123,13 @@ def import_(
     columns: Annotated[
         str, typer.Option(metavar="ROLE=COLUMN,...", help="Columns of a question set, before the format's own names.")
     ] = "",
-    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave faulty rows out and say which.")] = False,
+    classes: Annotated[
+        Path | None, typer.Option(help="YAML of CLASS: [names] for ROIs, before vlm/data/roi_names.yaml.")
+    ] = None,
+    encoding: Annotated[
+        str | None, typer.Option(help="Of csv and JSON files that are not UTF-8: cp1252, latin-1, ...")
+    ] = None,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave faulty rows or cases out and say which.")] = False,
     copy: Annotated[bool, typer.Option("--copy", help="Copy scans; default: link to them.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the counts as JSON.")] = False,
     list_: Annotated[
@@ -137,14 +143,17 @@ def import_(
 
     source = load_source(format)
     if isinstance(source, QuestionSource):
-        if copy:
-            raise ConfigError("--copy", "a set of scans", f"{format}, a question set", "leave it out")
-        _import_questions(source, path, out, _column_map(columns), skip_bad, as_json)
+        if copy or classes:
+            flag = "--copy" if copy else "--classes"
+            raise ConfigError(flag, "a set of scans", f"{format}, a question set", "leave it out")
+        _import_questions(source, path, out, _column_map(columns), skip_bad, encoding, as_json)
     else:
-        if columns or skip_bad:
-            flag = "--columns" if columns else "--skip-bad"
+        if columns or encoding:
+            flag = "--columns" if columns else "--encoding"
             raise ConfigError(flag, "a question set", f"{format}, a set of scans", "leave it out")
-        _import_scans(source, path, out, copy, as_json)
+        if classes and not source.named:
+            raise ConfigError("--classes", "rtstruct or dicom-seg", f"{format}, whose classes are known", "leave it out")
+        _import_scans(source, path, out, copy, classes, skip_bad, as_json)
 
 
 def _column_map(text: str) -> dict[str, str]:
@@ -158,37 +167,57 @@ def _column_map(text: str) -> dict[str, str]:
 
 
 def _import_questions(
-    source: QuestionSource, path: Path, out: Path, columns: dict[str, str], skip_bad: bool, as_json: bool
+    source: QuestionSource,
+    path: Path,
+    out: Path,
+    columns: dict[str, str],
+    skip_bad: bool,
+    encoding: str | None,
+    as_json: bool,
 ) -> None:
     import json
 
     from vlm.data.import_questions import import_questions
 
+    told = "left out" if skip_bad else "fault"
     with _bar("importing") as progress:
-        done = import_questions(source, path, out, columns, skip_bad, progress)
-    for fault in done.faults:
-        print(f"left out: {fault}", file=sys.stderr)
+        done = import_questions(
+            source,
+            path,
+            out,
+            columns,
+            skip_bad,
+            progress,
+            encoding,
+            tell=lambda fault: print(f"{told}: {fault}", file=sys.stderr),
+        )
     taken = {role: list(names) for role, names in done.columns.items()}
     if as_json:
-        counts = {"questions": done.by_type.total(), "by_type": dict(done.by_type), "left_out": len(done.faults)}
+        counts = {"questions": done.by_type.total(), "by_type": dict(done.by_type), "left_out": done.left_out}
         rest = {"without_scan": done.no_scan, "columns": taken, "images_relative_to": str(done.folder)}
         print(json.dumps(counts | rest))
         return
     print(", ".join(f"{number} {kind}" for kind, number in done.by_type.most_common()) or "no questions")
     print("Columns: " + ", ".join(f"{role}={'|'.join(names)}" for role, names in taken.items()), file=sys.stderr)
-    if done.faults or done.no_scan:
-        print(f"Left out: {len(done.faults)} faulty rows, {done.no_scan} about no scan", file=sys.stderr)
+    if done.left_out or done.no_scan:
+        print(f"Left out: {done.left_out} faulty rows, {done.no_scan} about no scan", file=sys.stderr)
     print(f"Wrote {done.by_type.total()} questions to {out}; images are relative to {done.folder}", file=sys.stderr)
 
 
-def _import_scans(source: ScanSource, path: Path, out: Path, copy: bool, as_json: bool) -> None:
+def _import_scans(
+    source: ScanSource, path: Path, out: Path, copy: bool, classes: Path | None, skip_bad: bool, as_json: bool
+) -> None:
     import json
     from dataclasses import asdict
 
     from vlm.data.import_scans import import_scans
 
     with _bar("importing") as progress:
-        done = import_scans(source, path, out, copy, progress)
+        done = import_scans(source, path, out, copy, progress, classes, skip_bad)
+    for line in (*done.notes, *(f"left out: {fault}" for fault in done.faults)):
+        print(line, file=sys.stderr)
+    for pair, (cases, volume_ml) in done.overlaps.items():
+        print(f"overlap: {pair}, {volume_ml:.1f} ml in {cases} cases", file=sys.stderr)
     if as_json:
         print(json.dumps(asdict(done)))
         return

@@ -15,6 +15,7 @@ import torch
 from seg_backbone.errors import CheckpointError, QuestionError
 from seg_backbone.intake import as_volume
 from seg_backbone.io import read_mask
+from seg_backbone.io.formats import is_dicom
 from seg_backbone.lesions import Instances, find_instances
 from seg_backbone.predict import Segmentation, Segmenter
 from seg_backbone.volume import Mask, Volume, require_same_grid
@@ -74,14 +75,22 @@ class Engine:
         fast: bool = False,
         progress: Callable[[int, int], None] | None = None,
     ) -> Scan:
-        """Segment and encode a scan once. mask: answer from this label map instead; labels: class name -> id of a file.
+        """Segment and encode a scan once. mask: answer from this label map, RTSTRUCT or DICOM-SEG instead; labels: class
+        name -> id of a label map's file.
 
         Raises ScanError, GridError for a mask on another grid, LabelError for ids without a name.
         """
         volume = as_volume(scan, modality)
         given = None
         if mask is not None:
-            given = mask if isinstance(mask, Mask) else read_mask(mask, labels or self.segmenter.plan.labels)
+            if isinstance(mask, Mask):
+                given = mask
+            elif Path(mask).is_file() and is_dicom(Path(mask)):
+                from vlm.data.structure_mask import read_structure_mask
+
+                given = read_structure_mask(Path(mask), volume.grid)
+            else:
+                given = read_mask(mask, labels or self.segmenter.plan.labels)
             require_same_grid(volume, given)
         stages = self.encoder.shared_stages
         # with a given mask the network only serves the visual tokens

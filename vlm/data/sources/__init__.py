@@ -34,6 +34,8 @@ FORMATS = {
     "flare25": "flare:FLARE25",
     "totalsegmentator": "totalsegmentator:SOURCE",
     "openkbp": "openkbp:SOURCE",
+    "rtstruct": "rtstruct:SOURCE",
+    "dicom-seg": "dicom_seg:SOURCE",
 }
 
 

@@ -41,7 +41,7 @@ def _modality(case: str) -> str:
 
 
 def _read(folder: Path) -> ScanSet:
-    return ScanSet(LABELS, paired(folder, LABELS, _modality), ("CT or MR",), region="abdomen")
+    return paired(folder, LABELS, _modality, ("CT or MR",), "abdomen")
 
 
 SOURCE = ScanSource("amos", _read)

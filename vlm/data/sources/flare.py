@@ -20,18 +20,24 @@ from pathlib import Path
 
 import numpy as np
 
+from seg_backbone.errors import InputError
 from seg_backbone.io import read_mask
 from seg_backbone.labels import FLARE23_LABELS, FLARE24_LABELS
 from vlm.data.sources.scan_source import ScanCase, ScanSet, ScanSource, find_pairs, paired_source
 
 
 def _read_partial(folder: Path) -> ScanSet:
-    return ScanSet(FLARE23_LABELS, _partial_cases(*find_pairs(folder)), region="abdomen")
+    scans, masks, notes = find_pairs(folder)
+    return ScanSet(FLARE23_LABELS, _partial_cases(scans, masks), region="abdomen", notes=notes)
 
 
-def _partial_cases(scans: dict[str, Path], masks: dict[str, Path]) -> Iterator[ScanCase]:
+def _partial_cases(scans: dict[str, Path], masks: dict[str, Path]) -> Iterator[ScanCase | InputError]:
     for case, scan in scans.items():
-        drawn: set[int] = set(np.unique(read_mask(masks[case]).array).tolist()) if case in masks else set()
+        try:
+            drawn: set[int] = set(np.unique(read_mask(masks[case]).array).tolist()) if case in masks else set()
+        except InputError as error:
+            yield error
+            continue
         annotated = tuple(name for name, value in FLARE23_LABELS.items() if value in drawn)
         yield ScanCase(case, (scan,), masks.get(case), annotated)
 

@@ -1,7 +1,8 @@
 """FLARE-MLLM (FLARE25 task 5, FLARE26 task 3): 19 sets of 2D images with seven kinds of questions.
 
 Files: SPLIT/MODALITY/DATASET/DATASET_questions_*.json beside imagesTr, imagesVal or imagesTs: an array of records, or
-an object that holds one, with `TaskType, Modality, ImageName (a name or a list), Question, Answer, Split`. Of several
+an object that holds one, with `TaskType, Modality, ImageName (a name or a list), Question, Answer, Split`. In a folder
+X_questions_val_withGT.json is read instead of X_questions_val.json, the same questions without answers. Of several
 images the first is `image` and all are `images`. Options are read from the question ("A. no, B. yes"); answers of
 several labels are separated by semicolons. Boxes are pixels of a 2D image, which the contract has no place
 for: detection answers are kept as text in `pixel_boxes`, without `answer`. `property` is the task type with the set.
@@ -15,7 +16,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from seg_backbone.errors import QuestionError
@@ -55,8 +56,10 @@ def _convert(record: Record) -> Iterator[dict[str, Any]]:
     row["property"] = f"{task} {record.file.parent.name}".strip()
     if len(images) > 1:
         row["images"] = images
-    boxes = record.cells.get("answer") if kind == "detection" else None
-    answer = record.text("answer") if boxes is None else ""
+    given = record.cells.get("answer")
+    boxes = given if kind == "detection" else None
+    labels = given if kind == "multilabel" and isinstance(given, list) else None
+    answer = ";".join(map(str, labels)) if labels is not None else record.text("answer") if boxes is None else ""
     answered = answer not in ("", "None")  # the hidden splits have none
     stem, options = lettered(row["question"]) if kind in ("classification", "multilabel") else ("", ())
     if options:
@@ -68,8 +71,8 @@ def _convert(record: Record) -> Iterator[dict[str, Any]]:
     elif kind == "classification":
         row |= choice(record.place, options, "", answer) if options else {"answer": answer}
     elif kind == "multilabel":
-        labels = [label.strip() for label in re.split("[;,]" if options else ";", answer) if label.strip()]
-        row["answer"] = [choice(record.place, options, "", one)["answer"] for one in labels] if options else labels
+        parts = [label.strip() for label in re.split("[;,]" if options else ";", answer) if label.strip()]
+        row["answer"] = [choice(record.place, options, "", one)["answer"] for one in parts] if options else parts
     elif kind == "open":
         row["answer"] = answer
     elif found := number(answer):
@@ -86,4 +89,9 @@ def _image(record: Record, name: str) -> str:
     return next((place for place in places if (record.folder / place).is_file()), places[0]).as_posix()
 
 
-SOURCE = QuestionSource("flare-mllm", ("*questions*.json",), COLUMNS, _convert)
+def _has_answers_beside(file: Path) -> bool:
+    """Whether the same questions lie beside it with their answers: X_questions_val_withGT.json."""
+    return file.with_name(f"{file.stem}_withGT{file.suffix}").is_file()
+
+
+SOURCE = QuestionSource("flare-mllm", ("*questions*.json",), COLUMNS, _convert, superseded=_has_answers_beside)

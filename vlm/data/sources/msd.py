@@ -12,7 +12,7 @@ Licence: CC BY-SA 4.0. Cite: Antonelli et al., The Medical Segmentation Decathlo
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,7 @@ from typing import Any
 
 import nibabel as nib
 
-from seg_backbone.errors import ConfigError, ScanError
+from seg_backbone.errors import ConfigError, InputError, ScanError
 from seg_backbone.labels import canonical
 from vlm.data.sources.scan_source import ScanCase, ScanSet, ScanSource, load_image, paired
 
@@ -37,16 +37,17 @@ def _read(folder: Path) -> ScanSet:
         found = f"{type(error).__name__}: {error}"
         raise ConfigError(path, "a decathlon dataset.json (modality, labels)", found, "name a TaskNN folder") from None
     labels = {name: value for name, value in labels.items() if value}
-    return ScanSet(labels, _cases(folder, labels, channels), channels)
-
-
-def _cases(folder: Path, labels: dict[str, int], channels: tuple[str, ...]) -> Iterator[ScanCase]:
     modality = "CT" if channels[0].upper().startswith("CT") else "MR"
-    for case in paired(folder, labels, lambda case: modality):
-        if len(channels) > 1:
-            files = tuple(partial(_write_channel, case.channels[0], number) for number in range(len(channels)))
-            case = replace(case, channels=files)
-        yield case
+    found = paired(folder, labels, lambda case: modality, channels)
+    return found if len(channels) == 1 else replace(found, cases=_divided(found.cases, len(channels)))
+
+
+def _divided(cases: Iterable[ScanCase | InputError], channels: int) -> Iterator[ScanCase | InputError]:
+    """The cases with one file a channel of their 4D ones."""
+    for case in cases:
+        assert isinstance(case, ScanCase)
+        files = tuple(partial(_write_channel, case.channels[0], number) for number in range(channels))
+        yield replace(case, channels=files)
 
 
 def _write_channel(scan: Any, number: int, target: Path) -> None:

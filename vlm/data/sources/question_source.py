@@ -56,7 +56,7 @@ class QuestionSource:
     required: the roles that every row has a column for.
 
     convert: a row -> rows of the contract without `id` and `source`; none where the row asks nothing about a scan.
-    Raises QuestionError where the row contradicts itself.
+    Raises QuestionError where the row contradicts itself. superseded: whether another file says all of one, and more.
     """
 
     name: str
@@ -64,6 +64,7 @@ class QuestionSource:
     columns: Mapping[str, tuple[str, ...]]
     convert: Callable[[Record], Iterable[dict[str, Any]]]
     required: tuple[str, ...] = ("image", "question")
+    superseded: Callable[[Path], bool] = lambda file: False
 
 
 def match_columns(
@@ -105,8 +106,11 @@ def options_of(record: Record) -> tuple[str, ...]:
     """The options of a row: its `choice_a`, `choice_b`, ... columns, or a list in `options` ("a;b", '["a", "b"]')."""
     listed = record.cells.get("options")
     if listed is None:
-        cells = [record.text(role) for role in CHOICES if role in record.cells]
-        return tuple(cell for cell in cells if cell.lower() not in EMPTY)
+        cells = {role[-1]: record.text(role) for role in CHOICES if role in record.cells}
+        cells = {letter: cell for letter, cell in cells.items() if cell.lower() not in EMPTY}
+        marks = {letter: re.match(rf"\(?{letter}[:).]\s*", cell, re.IGNORECASE) for letter, cell in cells.items()}
+        marked = all(marks.values())  # "A: left" under Choice A, and so in all
+        return tuple(cell[mark.end() :] if marked and (mark := marks[letter]) else cell for letter, cell in cells.items())
     if isinstance(listed, str):
         listed = parse(listed) if listed.strip().startswith("[") else listed.split(";")
     if not isinstance(listed, list) or not listed:

@@ -2,8 +2,9 @@
 
 Columns: `image`, `question`, and as there are `id, answer, type, options, unit, region, choice_a` ... `choice_j` and
 `letter` (of the right choice); each under the names below, or as `--columns question=Q,answer=A,image=path` tells.
-`options` is a list or "a;b". A `type` is one of the contract's; without it the answer tells it. An answer of several
-labels is a list or "a;b", of detection a list of boxes with min_mm and max_mm. Other columns are passed through.
+`image` may be a list: the first is asked about, all are `images`. `options` is a list or "a;b". A `type` is one of the
+contract's; without it the answer tells it. An answer of several labels is a list or "a;b", of detection a list of boxes
+with min_mm and max_mm. Other columns are passed through. csv may be separated by semicolons, tabs or bars.
 Licence and citation: yours.
 
     path,Q,A
@@ -13,6 +14,7 @@ Licence and citation: yours.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from seg_backbone.errors import QuestionError
@@ -34,6 +36,11 @@ COLUMNS = {
 
 
 def _convert(record: Record) -> Iterator[dict[str, Any]]:
+    images = record.cells.get("image")
+    if isinstance(images, list) and images and all(isinstance(image, str) for image in images):
+        first = replace(record, cells={**record.cells, "image": images[0]})
+        yield from (row | {"images": images} for row in _convert(first))
+        return
     answer = record.cells.get("answer")
     kind = record.text("type").lower() or None
     check_type(kind, record.place)

@@ -11,17 +11,19 @@ Artificial Intelligence 5, e230024 (2023).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from seg_backbone.errors import ConfigError
+from seg_backbone.errors import ConfigError, InputError
 from seg_backbone.io import read_mask, write_mask
 from seg_backbone.labels import canonical
 from seg_backbone.volume import Mask, require_same_grid
 from vlm.data.sources.scan_source import ScanCase, ScanSet, ScanSource, folders_with
+
+SCANS = {"CT": "ct.nii.gz", "MR": "mri.nii.gz"}
 
 
 def _read(folder: Path) -> ScanSet:
@@ -29,15 +31,18 @@ def _read(folder: Path) -> ScanSet:
     found = {case: sorted((case / "segmentations").glob("*.nii.gz")) for case in folders}
     names = sorted({_name(path) for paths in found.values() for path in paths})
     labels = {name: number for number, name in enumerate(names, start=1)}
-    cases = []
+    channel = "CT or MR" if any((case / SCANS["MR"]).is_file() for case in folders) else "CT"
+    return ScanSet(labels, _cases(found, labels), (channel,))
+
+
+def _cases(found: Mapping[Path, list[Path]], labels: Mapping[str, int]) -> Iterator[ScanCase | InputError]:
     for case, paths in found.items():
-        scans = [path for path in (case / "ct.nii.gz", case / "mri.nii.gz") if path.is_file()]
-        if not scans:
-            raise ConfigError(case, "ct.nii.gz or mri.nii.gz", "neither", "download the scan again")
+        modality = next((one for one, name in SCANS.items() if (case / name).is_file()), None)
+        if modality is None:
+            yield ConfigError(case, " or ".join(SCANS.values()), "neither", "download the scan again")
+            continue
         mask = partial(_write_merged, paths, labels) if paths else None
-        modality = "CT" if scans[0].name == "ct.nii.gz" else "MR"
-        cases.append(ScanCase(case.name, (scans[0],), mask, tuple(map(_name, paths)), modality))
-    return ScanSet(labels, cases, ("CT" if all(case.modality == "CT" for case in cases) else "CT or MR",))
+        yield ScanCase(case.name, (case / SCANS[modality],), mask, tuple(map(_name, paths)), modality)
 
 
 def _name(path: Path) -> str:
