@@ -35,7 +35,8 @@ class Projector(nn.Module):
         self.visual = Resampler(inputs, width, perceiver) if perceiver else _mlp(inputs, hidden, width)
         self.pooled_norm = nn.LayerNorm(instance_channels)
         self.instance = _mlp(instance_channels + GEOMETRY, hidden, width)
-        self.name_scale = nn.Parameter(torch.ones(()))
+        self.name_scale = nn.Parameter(torch.ones(1))  # a list of one number: FSDP cannot divide a scalar
+        self.register_load_state_dict_pre_hook(_widen)
         self.kind = nn.Parameter(torch.randn(3, width) * 0.02)  # what sort of token: facts, visual, instance
 
     def forward(
@@ -58,6 +59,12 @@ class Projector(nn.Module):
                 self.instance(item) + self.name_scale * names + self.kind[2],
             ]
         )
+
+
+def _widen(_: nn.Module, state: dict[str, torch.Tensor], prefix: str, *__: object) -> None:
+    """Weights that were saved when `name_scale` was a scalar."""
+    if (scale := state.get(f"{prefix}name_scale")) is not None:
+        state[f"{prefix}name_scale"] = scale.reshape(1)
 
 
 def _mlp(inputs: int, hidden: int, outputs: int) -> nn.Module:

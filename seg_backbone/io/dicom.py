@@ -151,21 +151,29 @@ def _all_series(path: str | Path, files: dict[str, Opener]) -> list[Series]:
     seen = set()
     for name, opener in files.items():
         with opener() as stream:
-            if stream.read(132)[128:] != b"DICM":
-                continue
-            stream.seek(0)
             try:
-                header = dcmread(stream, stop_before_pixels=True, specific_tags=HEADER)
-                if "Rows" not in header and "Image Storage" in header.file_meta.MediaStorageSOPClassUID.name:
-                    raise EOFError("an image without a size")
+                header = read_header(stream, HEADER)
             except Exception as error:  # pydicom has no class for a broken file
                 broken = f"{name} with a header that cannot be read ({first_line(error)})"
                 raise ScanError(path, "complete DICOM files", broken, "copy it again") from None
+        if header is None:
+            continue
         instance = header.get("SOPInstanceUID", name)
         if "Rows" in header and "SeriesInstanceUID" in header and instance not in seen:
             found.setdefault(str(header.SeriesInstanceUID), {})[name] = header
             seen.add(instance)
     return [Series(uid, headers) for uid, headers in sorted(found.items())]
+
+
+def read_header(stream: Any, tags: list[str]) -> Dataset | None:
+    """Some tags of a DICOM file, None for another file. Raises what pydicom does for a broken one, EOFError too."""
+    if stream.read(132)[128:] != b"DICM":
+        return None
+    stream.seek(0)
+    header = dcmread(stream, stop_before_pixels=True, specific_tags=tags)
+    if "Rows" not in header and "Image Storage" in header.file_meta.MediaStorageSOPClassUID.name:
+        raise EOFError("an image without a size")
+    return header
 
 
 def _choose(path: str | Path, series: list[Series], uid: str | None) -> Series:

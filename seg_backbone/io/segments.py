@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from pydicom import Dataset
+from pydicom import Dataset, dcmread
 from pydicom.pixels import iter_pixels
 
 from seg_backbone.errors import ScanError
@@ -46,7 +46,7 @@ def voxels(header: Dataset, path: Path, grid: Grid) -> Iterator[tuple[int, np.nd
         least = FRACTION * float(header.get("MaximumFractionalValue") or 1) if kind == "FRACTIONAL" else 0.5
         frames = list(frames_of(path.name, header))
         numbers = [0] * len(frames) if kind == "LABELMAP" else _segment_numbers(header)
-        for frame, number, pixels in zip(frames, numbers, iter_pixels(path), strict=True):
+        for frame, number, pixels in zip(frames, numbers, _pixels(header, path), strict=True):
             for value in [number] if number else set(np.unique(pixels).tolist()) & set(known):
                 shown = pixels >= least if number else pixels == value
                 found[value].append(_place(frame, shown, grid, path))
@@ -57,6 +57,20 @@ def voxels(header: Dataset, path: Path, grid: Grid) -> Iterator[tuple[int, np.nd
         raise ScanError(path, expected, first_line(error), "export it again") from None
     for number in known:
         yield number, np.unique(np.concatenate(found[number])) if found[number] else np.empty(0, dtype=np.int64)
+
+
+def _pixels(header: Dataset, path: Path) -> Iterator[np.ndarray]:
+    """(rows, columns) of every frame, one at a time. Packed bits are taken apart here: a frame may begin within a byte,
+    where pydicom's frame by frame reading loses it."""
+    if header.BitsAllocated != 1 or header.file_meta.TransferSyntaxUID.is_encapsulated:
+        yield from iter_pixels(path)
+        return
+    packed = np.frombuffer(dcmread(path).PixelData, dtype=np.uint8)
+    shape = header.Rows, header.Columns
+    for start in range(0, int(header.NumberOfFrames) * shape[0] * shape[1], shape[0] * shape[1]):
+        end = start + shape[0] * shape[1]
+        bits = np.unpackbits(packed[start // 8 : -(-end // 8)], bitorder="little")
+        yield bits[start % 8 : start % 8 + end - start].reshape(shape)
 
 
 def _segment_numbers(header: Dataset) -> list[int]:

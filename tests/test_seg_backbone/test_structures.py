@@ -5,12 +5,12 @@ import numpy as np
 import pytest
 from dicoms import AFFINES, ct_phantom, write_rtstruct, write_series
 from matplotlib.path import Path as Polygon
-from pydicom import dcmread
 from pydicom.sr.codedict import codes
 
 from seg_backbone.errors import ScanError
 from seg_backbone.geometry import Grid
 from seg_backbone.io import read_volume
+from seg_backbone.io.dicom import read_headers
 from seg_backbone.io.rtstruct import fill
 from seg_backbone.io.structures import list_structures, voxels_of
 
@@ -168,11 +168,9 @@ def test_another_object_is_refused(tmp_path):
 
 def write_seg(path, scan, arrays, kind="BINARY", edit=lambda data: None):
     """arrays: label -> (i, j, k), written by highdicom as segments of a series."""
-    headers = sorted(
-        (dcmread(file) for file in scan.iterdir()), key=lambda one: float(one.ImagePositionPatient[2])
-    )
+    headers, _ = read_headers(scan)
     for header in headers:
-        header.SliceThickness = 2.5
+        header.SliceThickness, header.PatientName = 2.5, "Phantom^"
     planes = np.stack([array.transpose(2, 1, 0) for array in arrays.values()], axis=-1)
     if kind == "LABELMAP":
         planes = (planes * np.arange(1, len(arrays) + 1)).max(-1).astype(np.uint8)
@@ -230,8 +228,9 @@ def test_a_label_map(tmp_path):
     arrays = two_blocks(grid)
     arrays["Segment 2"] &= ~arrays["Kidney left"]
     write_seg(tmp_path / "a.dcm", tmp_path / "scan", arrays, "LABELMAP")
-    for name, array in found_in(tmp_path / "a.dcm", grid).items():
-        np.testing.assert_array_equal(array, arrays[name])
+    found = found_in(tmp_path / "a.dcm", grid)
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(found[name], array)
 
 
 def test_frames_in_another_direction(tmp_path):

@@ -63,6 +63,7 @@ def launch(config: StageConfig, resume: bool = False) -> None:
         told = yaml.safe_load(CONFIG.read_text())["fsdp_config"] | {"accelerate_use_fsdp": True}
         os.environ.update({name: str(value) for name, value in place.items()} | {"MASTER_ADDR": "127.0.0.1"})
         os.environ.update({name.upper(): str(value) for name, value in told.items()})
+        torch.distributed.init_process_group("gloo")
         PartialState._reset_state()
         PartialState._prepare_backend = lambda *_, **__: ("gloo", DistributedType.MULTI_GPU)
         PartialState.set_device = lambda self: setattr(self, "device", torch.device("cpu"))

@@ -197,7 +197,8 @@ def other_series(folder):
 
 
 def torn(folder):
-    (folder / "x.dcm").write_bytes(b"\0" * 128 + b"DICM" + b"torn" * 9)
+    first = next((folder / "CT").iterdir())
+    first.write_bytes(first.read_bytes()[:200])
 
 
 @pytest.mark.parametrize(

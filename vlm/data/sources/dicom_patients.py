@@ -114,11 +114,9 @@ def _survey(folder: Path, kinds: tuple[str, ...], what: str) -> tuple[list[Scan]
 
 def _header(path: Path) -> Dataset | None:
     """What `_survey` asks of a DICOM file; None for another file. Raises ScanError for a broken one."""
-    with path.open("rb") as file:
-        if file.read(132)[128:] != b"DICM":
-            return None
     try:
-        return dcmread(path, stop_before_pixels=True, specific_tags=TAGS)
+        with path.open("rb") as file:
+            return dicom.read_header(file, TAGS)
     except Exception as error:  # pydicom has no class for a broken file
         found = f"a header that cannot be read ({first_line(error)})"
         raise ScanError(path, "a complete DICOM file", found, "copy it again") from None

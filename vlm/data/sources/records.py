@@ -43,25 +43,24 @@ def read_records(
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity(logging.CRITICAL)  # its complaints are raised below, in our words
     suffix = path.suffix.lower()
+    if suffix not in (*READERS, ".parquet"):
+        raise QuestionError(path, "a .csv, .tsv, .json, .jsonl or .parquet file", repr(suffix), "convert it")
     try:
         if suffix == ".parquet":
             files = [glob.escape(str(path.resolve()))]
             table = datasets.load_dataset("parquet", data_files=files, split="train", cache_dir=str(scratch))
-        elif suffix in READERS:
+        else:
             features = datasets.Features({name: datasets.Value("string") for name in ("place", "row", "fault")})
             told = {"path": str(path), "encoding": encoding}
             table = datasets.Dataset.from_generator(
                 _as_text, features, str(scratch), gen_kwargs=told, fingerprint="records", writer_batch_size=BATCH
             )
-        else:
-            expected = "a .csv, .tsv, .json, .jsonl or .parquet file"
-            raise QuestionError(path, expected, repr(suffix), "convert it")
     except datasets.exceptions.DatasetGenerationError as error:
         if isinstance(error.__cause__, QuestionError):
             raise error.__cause__ from None
         _refuse(path, error.__cause__ or error)
-    if not len(table):
-        _refuse(path, ValueError("no rows"))
+    except ValueError as error:  # of pyarrow, and what `datasets` says of a file without rows
+        _refuse(path, error if "no data" not in str(error) else ValueError("no rows"))
     for number, row in enumerate(_rows(table), start=1):
         if suffix == ".parquet":
             yield f"{path}, row {number}", row
