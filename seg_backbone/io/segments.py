@@ -88,7 +88,9 @@ def _place(frame: Frame, shown: np.ndarray, grid: Grid, path: Path) -> np.ndarra
     points = frame.position + columns[:, None] * steps[0] + rows[:, None] * steps[1]
     index = grid.world_to_voxel(points @ LPS_TO_RAS[:3, :3])
     nearest = np.rint(index).astype(np.int64)
-    if len(index) and (np.abs(index - nearest).max() > OFF_GRID or (nearest < 0).any() or (nearest >= grid.shape).any()):
+    if len(index) and (
+        np.abs(index - nearest).max() > OFF_GRID or (nearest < 0).any() or (nearest >= grid.shape).any()
+    ):
         found = "pixels between the voxels of the scan, or outside of it"
         raise ScanError(path, "a segmentation on the grid of its scan", found, "resample it onto the scan first")
     return np.ravel_multi_index(tuple(nearest.T), grid.shape)

@@ -125,9 +125,7 @@ def test_a_structure_set_is_read(tmp_path):
 def test_points_and_open_contours_enclose_nothing(tmp_path, form):
     write_series(tmp_path / "scan", ct_phantom())
     grid = read_volume(tmp_path / "scan").grid
-    write_rtstruct(
-        tmp_path / "plan.dcm", tmp_path / "scan", {"iso": [box(grid, 3, (1.5, 1.5), (4.5, 3.5))]}, form=form
-    )
+    write_rtstruct(tmp_path / "plan.dcm", tmp_path / "scan", {"iso": [box(grid, 3, (1.5, 1.5), (4.5, 3.5))]}, form=form)
     assert list_structures(tmp_path / "plan.dcm") == [] == list(voxels_of(tmp_path / "plan.dcm", grid))
 
 
@@ -161,7 +159,10 @@ def test_a_broken_structure_set_is_one_line(tmp_path, edit, says):
 def test_another_object_is_refused(tmp_path):
     write_series(tmp_path / "scan", ct_phantom())
     (tmp_path / "text").write_text("no DICOM")
-    for path, says in ((next((tmp_path / "scan").iterdir()), "CT Image Storage"), (tmp_path / "text", "cannot be read")):
+    for path, says in (
+        (next((tmp_path / "scan").iterdir()), "CT Image Storage"),
+        (tmp_path / "text", "cannot be read"),
+    ):
         with pytest.raises(ScanError, match=says):
             list_structures(path)
 

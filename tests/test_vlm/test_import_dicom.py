@@ -90,7 +90,9 @@ def test_names_of_ones_own(patients, bring, tmp_path):
     cases, stdout, _ = bring("rtstruct", patients / "P1", "--classes", tmp_path / "names.yaml", "--json")
     assert cases["P1"].annotated == ("trunk", "tumour")
     done = json.loads(stdout)
-    assert done["labelled"] == 1 and done["overlaps"] == {"tumour over trunk": [1, pytest.approx(8 * 9.375e-4, abs=1e-3)]}
+    assert done["labelled"] == 1 and done["overlaps"] == {
+        "tumour over trunk": [1, pytest.approx(8 * 9.375e-4, abs=1e-3)]
+    }
 
 
 def test_a_class_mostly_under_others_is_not_annotated(patients, bring):
@@ -112,7 +114,12 @@ def test_of_two_structure_sets_the_newer_one_counts(patients, bring):
     grid = ct_phantom().grid
     rois = {"GTV": blocks(grid, (5, 5), (6, 6), (8,))}
     write_rtstruct(patients / "P1" / "a.dcm", patients / "P1" / "CT", rois, date="20210101")
-    write_rtstruct(patients / "P1" / "b.dcm", patients / "P1" / "CT", {"GTV": rois["GTV"] * 1 + blocks(grid, (0, 0), (1, 1), (9,))}, date="20190101")
+    write_rtstruct(
+        patients / "P1" / "b.dcm",
+        patients / "P1" / "CT",
+        {"GTV": rois["GTV"] * 1 + blocks(grid, (0, 0), (1, 1), (9,))},
+        date="20190101",
+    )
     cases, _, stderr = bring("rtstruct", patients / "P1")
     mask = read_mask(cases["P1"].mask, cases["P1"].labels)
     assert voxels(mask, "tumour").tolist() == [[5, 5, 8], [5, 6, 8], [6, 5, 8], [6, 6, 8]]

@@ -310,7 +310,7 @@ def test_faulty_rows_are_listed_or_stop_the_import(run, tmp_path):
         ("a.csv", b"imag\xe9,question\nx,y\n", "UTF-8 text"),
         ("a.csv", b"image,question\nx,y\nx,y,z\n", "a.csv:3: expected 2 cells, as in the header, found 3"),
         ("a.csv", b"image,question\nx,y\nx\n", "a.csv:3: expected 2 cells, as in the header, found 1"),
-        ("a.csv", b"image,question\nx,\"y\nx,y\n", "a.csv:2: expected a row of cells, found unexpected end of data up"),
+        ("a.csv", b'image,question\nx,"y\nx,y\n', "a.csv:2: expected a row of cells, found unexpected end of data up"),
         ("a.jsonl", b'{"image": "x", "question": "\xe9"}\n', "UTF-8 text"),
         ("a.jsonl", b'{"image": "x", "question": "?"}\n{"image"\n', "a.jsonl:2: expected a JSON object"),
         ("a.jsonl", b"[1]\n", "found list"),

@@ -94,7 +94,8 @@ def test_kinds_and_codes(structure, class_):
 def test_a_file_of_ones_own_comes_first(tmp_path):
     path = tmp_path / "names.yaml"
     path.write_text(
-        "tumour: [GTV_Edema, hot spot]\nkidney: [kidney_l, kidney_r]\nPTV: [boost]\nparotid: [ohr*]\nleave out: [lung*, 7]"
+        "tumour: [GTV_Edema, hot spot]\nkidney: [kidney_l, kidney_r]\nPTV: [boost]\nparotid: [ohr*]\n"
+        "leave out: [lung*, 7]"
     )
     rules = read_roi_names(path)
     names = ["gtv_edema", "Hot Spot", "Kidney_L", "BOOST", "Ohrspeicheldruese_R", "Lung_L", "7", "GTV-2", "Heart"]

@@ -15,7 +15,9 @@ def ask(
     options: Annotated[str, typer.Option(help='choices, separated by semicolons: "a;b;c"')] = "",
     json: Annotated[bool, typer.Option("--json", help="print the answer as JSON")] = False,
     save: Annotated[Path | None, typer.Option(help="folder for answer.json, the mask and an overlay")] = None,
-    mask: Annotated[Path | None, typer.Option(help="answer from this label map, RTSTRUCT or DICOM-SEG instead of the model's")] = None,
+    mask: Annotated[
+        Path | None, typer.Option(help="answer from this label map, RTSTRUCT or DICOM-SEG instead of the model's")
+    ] = None,
     labels: Annotated[Path | None, typer.Option(help="dataset.json or name -> id JSON of the mask")] = None,
     model: Annotated[str, typer.Option(help="a model that ships, or a folder")] = "default",
     modality: Annotated[str | None, typer.Option(help="CT or MR; guessed without it")] = None,

@@ -152,7 +152,9 @@ def import_(
             flag = "--columns" if columns else "--encoding"
             raise ConfigError(flag, "a question set", f"{format}, a set of scans", "leave it out")
         if classes and not source.named:
-            raise ConfigError("--classes", "rtstruct or dicom-seg", f"{format}, whose classes are known", "leave it out")
+            raise ConfigError(
+                "--classes", "rtstruct or dicom-seg", f"{format}, whose classes are known", "leave it out"
+            )
         _import_scans(source, path, out, copy, classes, skip_bad, as_json)
 
 

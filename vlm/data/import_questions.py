@@ -86,8 +86,12 @@ def import_questions(
                     else:
                         first = row
         if first:
-            raise first if result.left_out == 1 else QuestionError(
-                path, "rows without faults", f"{result.left_out} with, told above", "mend them, or --skip-bad"
+            raise (
+                first
+                if result.left_out == 1
+                else QuestionError(
+                    path, "rows without faults", f"{result.left_out} with, told above", "mend them, or --skip-bad"
+                )
             )
         if skip_bad and result.left_out and not result.by_type and path.is_file():
             raise QuestionError(path, "a row without faults", f"{result.left_out} with", "mend them")

@@ -75,8 +75,8 @@ class Engine:
         fast: bool = False,
         progress: Callable[[int, int], None] | None = None,
     ) -> Scan:
-        """Segment and encode a scan once. mask: answer from this label map, RTSTRUCT or DICOM-SEG instead; labels: class
-        name -> id of a label map's file.
+        """Segment and encode a scan once. mask: answer from this label map, RTSTRUCT or DICOM-SEG instead; labels:
+        class name -> id of a label map's file.
 
         Raises ScanError, GridError for a mask on another grid, LabelError for ids without a name.
         """

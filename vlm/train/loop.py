@@ -37,7 +37,7 @@ from vlm.train.calibrate import calibrate
 from vlm.train.config import StageConfig
 from vlm.train.examples import Example, invent, load_examples, questions_about
 from vlm.train.losses import in_words, pack_losses, pointer_targets, values_of
-from vlm.train.processes import Through, gather, is_sharded, start_processes
+from vlm.train.processes import divide, gather, is_sharded, start_processes
 from vlm.train.state import Best, load_state, save_state
 from vlm.train.words import learn_words
 
@@ -103,7 +103,7 @@ def run_stage(
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, config))
     kept = [n for n in model.state_dict() if not n.startswith("llm.") or n in trained]
     best = Best()
-    through, stepper = machine.prepare(Through(model), optimizer)
+    through, stepper = divide(machine, model, optimizer)
     checkpoint = config.output / "checkpoint.pt"
     first = load_state(checkpoint, machine, through, optimizer, schedule, best) if resume else 0
 

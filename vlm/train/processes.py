@@ -51,6 +51,15 @@ def start_processes(device: str) -> Accelerator:
     return Accelerator(cpu=place(device) == "cpu", mixed_precision="no", kwargs_handlers=[unused])
 
 
+def divide(machine: Accelerator, model: VisionLanguageModel, optimizer: torch.optim.Optimizer) -> tuple[Any, Any]:
+    """The model inside `Through` and its optimizer, ready for the processes; sharded ones take both apart."""
+    through, stepper = machine.prepare(Through(model), optimizer)
+    if is_sharded(machine):
+        # as find_unused_parameters: else processes whose packs leave out different heads wait for each other for ever
+        through.set_reduce_scatter_unused_params(True)
+    return through, stepper
+
+
 def is_sharded(machine: Accelerator) -> bool:
     """Whether every process holds a part of each weight only (FSDP)."""
     return machine.distributed_type == DistributedType.FSDP

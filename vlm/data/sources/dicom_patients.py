@@ -1,7 +1,7 @@
 """A folder of DICOM patients with objects that draw on their series (RTSTRUCT or DICOM-SEG) -> annotated cases.
 
-A case is one CT or MR series that an object refers to, by its SeriesInstanceUID, else as the only series in the object's
-frame of reference. Its masks are rules stated here once:
+A case is one CT or MR series that an object refers to, by its SeriesInstanceUID, else as the only series in the
+object's frame of reference. The rules of its masks:
 
 - A class annotated in a case is one that is drawn there. Names become classes by vlm/data/roi_names.yaml.
 - Planning target volumes (PTV, CTV, ITV) go to targetsTr, never to the mask.

@@ -1,11 +1,11 @@
-"""DICOM-SEG: a folder of DICOM patients whose CT or MR series have segmentations, also those of `vlm segment --dicom-seg`.
+"""DICOM-SEG: a folder of DICOM patients whose CT or MR series have segmentations, as `vlm segment --dicom-seg` writes.
 
 Files: DICOM files at any depth, under any names; `dicom_patients.py` says which series is a case, what it annotates and
 what becomes of overlaps. Binary, fractional (from one half on) and label map segmentations on the grid of their series.
-A segment is named by its label, else by its coded property type, and its side by either; names become classes as those
-of ROIs do (vlm/data/roi_names.yaml, --classes).
-Licence: that of your collection. Cite: the collection, and for the format Herz et al., dcmqi: an open source library for
-standardized communication of quantitative image analysis results using DICOM, Cancer Research 77, e87 (2017).
+A segment is named by its label, else by its coded property type, and its side by either; names become classes as
+those of ROIs do (vlm/data/roi_names.yaml, --classes).
+Licence: that of your collection. Cite: the collection, and for the format Herz et al., dcmqi: an open source library
+for standardized communication of quantitative image analysis results using DICOM, Cancer Research 77, e87 (2017).
 
     P7/CT/{1, 2, ...}.dcm, P7/P7.seg.dcm with the segments "tumour" and "left parotid gland"
         -> imagesTr/P7_0000.nii.gz, labelsTr/P7.nii.gz (parotid_left 1, tumour 2)

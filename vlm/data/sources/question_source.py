@@ -110,7 +110,9 @@ def options_of(record: Record) -> tuple[str, ...]:
         cells = {letter: cell for letter, cell in cells.items() if cell.lower() not in EMPTY}
         marks = {letter: re.match(rf"\(?{letter}[:).]\s*", cell, re.IGNORECASE) for letter, cell in cells.items()}
         marked = all(marks.values())  # "A: left" under Choice A, and so in all
-        return tuple(cell[mark.end() :] if marked and (mark := marks[letter]) else cell for letter, cell in cells.items())
+        return tuple(
+            cell[mark.end() :] if marked and (mark := marks[letter]) else cell for letter, cell in cells.items()
+        )
     if isinstance(listed, str):
         listed = parse(listed) if listed.strip().startswith("[") else listed.split(";")
     if not isinstance(listed, list) or not listed:

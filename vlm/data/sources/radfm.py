@@ -1,8 +1,8 @@
 """RadFM and MedMD style: csv files of image, question and answer (radiology_vqa, PMC-VQA, VQA-RAD, SLAKE lists).
 
 Files: *.csv with `image_path, question, answer`, or `img_root_dir, Figure_path, Question, Answer`, where the folder is
-put before the name; PMC-VQA's own lists add `Choice A ... Choice D` and `Answer_label`. Options inside the question ("A:
-left B: right") become `options` where the answer is one of them.
+put before the name; PMC-VQA's own lists add `Choice A ... Choice D` and `Answer_label`. Options inside the question
+("A: left B: right") become `options` where the answer is one of them.
 Lists of captions and of diseases (`disease, label`) hold no questions and are refused.
 Licence: that of each list's images; Radiopaedia's and PMC's are for non-commercial research.
 Cite: Wu et al., Towards Generalist Foundation Model for Radiology, Nature Communications 16, 7866 (2025),

@@ -229,7 +229,7 @@ class _Endless(Exception):
 
 
 class _Watched:
-    """A binary file that raises _Endless once more than LONGEST_LINE bytes were read `since` the reader's last reset."""
+    """A binary file that raises _Endless once more than LONGEST_LINE bytes were read `since` the last reset."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.file, self.since = file, 0
