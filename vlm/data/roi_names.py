@@ -50,8 +50,8 @@ class RoiNames:
         if structure.kind == "GTV":
             return "tumour"
         name = structure.coded if plain(structure.name)[0] in GENERIC and structure.coded else structure.name
-        words, side = _apart(name)
-        return _sided("_".join(words), side or structure.side) if words else None
+        parts, side = _apart(name)
+        return _sided("_".join(parts), side or structure.side) if parts else None
 
 
 def read_roi_names(path: Path | None = None) -> RoiNames:

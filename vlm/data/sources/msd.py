@@ -38,8 +38,8 @@ def _read(folder: Path) -> ScanSet:
         raise ConfigError(path, "a decathlon dataset.json (modality, labels)", found, "name a TaskNN folder") from None
     labels = {name: value for name, value in labels.items() if value}
     modality = "CT" if channels[0].upper().startswith("CT") else "MR"
-    found = paired(folder, labels, lambda case: modality, channels)
-    return found if len(channels) == 1 else replace(found, cases=_divided(found.cases, len(channels)))
+    scans = paired(folder, labels, lambda case: modality, channels)
+    return scans if len(channels) == 1 else replace(scans, cases=_divided(scans.cases, len(channels)))
 
 
 def _divided(cases: Iterable[ScanCase | InputError], channels: int) -> Iterator[ScanCase | InputError]:
