@@ -49,15 +49,35 @@ class Efficiency:
     @property
     def phases(self) -> dict[str, float] | None:
         """Seconds by phase, summed over scans, and of no phase ("outside"); phases may overlap."""
+        if self.spans is None or (shared := self.wall_by_phase) is None:
+            return None
+        phases = dict.fromkeys(shared, 0.0) | {"outside": shared["outside"]}
+        for name, start, end in self.spans:
+            phases[name] += end - start
+        return phases
+
+    @property
+    def wall_by_phase(self) -> dict[str, float] | None:
+        """The wall time by phase; a moment that several phases share is divided among them, so that it adds up."""
         if self.spans is None:
             return None
-        phases: dict[str, float] = {}
-        outside, last = 0.0, 0.0
-        for name, start, end in sorted(self.spans, key=lambda span: span[1]):
-            phases[name] = phases.get(name, 0.0) + end - start
-            outside += max(0.0, start - last)
-            last = max(last, end)
-        return {**phases, "outside": outside + max(0.0, self.wall_seconds - last)}
+        edges = sorted(edge for name, start, end in self.spans for edge in ((start, 1, name), (end, -1, name)))
+        running = dict.fromkeys((name for _, _, name in edges), 0)
+        seconds, last = dict.fromkeys([*running, "outside"], 0.0), 0.0
+        for time_, change, name in [*edges, (self.wall_seconds, 0, "outside")]:
+            now = min(max(time_, 0.0), self.wall_seconds)
+            active = [phase for phase, count in running.items() if count] or ["outside"]
+            for phase in active:
+                seconds[phase] += (now - last) / len(active)
+            last = now
+            if change:
+                running[name] += change
+        return seconds
+
+    @property
+    def network_busy(self) -> float | None:
+        """Share of the wall time in which the network ran."""
+        return None if (phases := self.phases) is None else phases.get("network", 0.0) / self.wall_seconds
 
     def metrics(self) -> dict[str, Any]:
         """The content of efficiency.json."""
@@ -73,6 +93,8 @@ class Efficiency:
             "rss": self._of_curve(self.rss_mb),
             "gpu": gpu,
             "phases": self.phases,
+            "wall_by_phase": self.wall_by_phase,
+            "network_busy": self.network_busy,
             "spans": self.spans,
         }
 
@@ -95,9 +117,17 @@ class Efficiency:
             notes.append("No NVIDIA device: GPU memory was not read.")
         title = f"{self.wall_seconds:.2f} s, exit code {self.exit_code}: {' '.join(self.command)}"
         tables = [Table(title, ["memory", "peak MB", "area MB s", "official area MB s"], memory, notes)]
-        if phases := self.phases:
-            rows = [[name, f"{value:.2f}", f"{value / self.wall_seconds:.0%}"] for name, value in phases.items()]
-            tables.append(Table("Phases; those of several threads overlap", ["phase", "seconds", "share"], rows))
+        if (phases := self.phases) and (shared := self.wall_by_phase):
+            rows = [
+                [name, f"{value:.2f}", f"{shared[name]:.2f}", f"{shared[name] / self.wall_seconds:.0%}"]
+                for name, value in phases.items()
+            ]
+            rows.append(["all", "", f"{sum(shared.values()):.2f}", "100%"])
+            notes = [
+                "Threads overlap: of the wall time, a moment that phases share is divided among them.",
+                f"The network ran for {self.network_busy:.0%} of the wall time.",
+            ]
+            tables.append(Table("Phases", ["phase", "seconds", "of the wall time", "share"], rows, notes))
         return tables
 
     def _of_curve(self, mb: np.ndarray) -> dict[str, float]:

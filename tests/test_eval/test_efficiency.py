@@ -10,7 +10,7 @@ import pynvml
 import pytest
 from typer.testing import CliRunner
 
-from eval.efficiency import area, measure, official_area
+from eval.efficiency import Efficiency, area, measure, official_area
 from seg_backbone.errors import ConfigError
 from seg_backbone.geometry import Grid
 from seg_backbone.io import write_volume
@@ -100,6 +100,21 @@ def test_phases_of_a_segment_report(no_device, tmp_path):
         assert measure(python(write, other, "--report", str(report))).phases is None
 
 
+def test_the_wall_time_is_divided_among_the_phases():
+    """0 to 1 nothing; 1 to 2 import; 2 to 3 import and read; 3 to 5 read alone (of two scans); 5 to 6 nothing."""
+    spans = (("import", 1.0, 3.0), ("read", 2.0, 4.0), ("read", 3.0, 5.0))
+    run = Efficiency(("vlm",), 0, 6.0, np.array([0.0]), np.array([1.0]), spans=spans)
+    assert run.phases == {"import": 2.0, "read": 4.0, "outside": 2.0}
+    assert run.wall_by_phase == {"import": 1.5, "read": 2.5, "outside": 2.0}
+    assert run.network_busy == 0
+    late = Efficiency(("vlm",), 0, 4.0, np.array([0.0]), np.array([1.0]), spans=(("network", -1.0, 3.0), *spans[2:]))
+    assert late.wall_by_phase == {"network": 3.0, "read": 1.0, "outside": 0.0}  # clocks differ by a little
+    assert sum(late.wall_by_phase.values()) == late.wall_seconds
+    assert late.network_busy == 1.0
+    table = "".join(str(row) for row in run.tables()[1].rows)
+    assert "['all', '', '6.00', '100%']" in table
+
+
 def test_a_segment_command_tells_its_phases(no_device, tmp_path):
     scan, out = tmp_path / "scan.nii.gz", tmp_path / "out"
     values = np.random.default_rng(0).integers(-1000, 900, (20, 18, 16)).astype(np.int16)
@@ -107,7 +122,10 @@ def test_a_segment_command_tells_its_phases(no_device, tmp_path):
     segment = [sys.executable, "-m", "vlm.cli", "segment", "--fast", "--runtime", "torch", "--device", "cpu"]
     result = run("-o", out, "--json", "--", *segment, scan, "-o", out / "masks", "--report", out / "report.json")
     assert result.exit_code == 0, result.output
-    phases = json.loads(result.stdout)["phases"]
+    metrics = json.loads(result.stdout)
+    phases = metrics["phases"]
+    assert sum(metrics["wall_by_phase"].values()) == pytest.approx(metrics["wall_seconds"])
+    assert 0 < metrics["network_busy"] < 1
     parts = ("import", "load", "read", "preprocess", "network", "export", "measure", "write", "outside")
     assert set(parts) <= set(phases) and all(seconds >= 0 for seconds in phases.values())
     assert "| network |" in (out / "efficiency.md").read_text()
