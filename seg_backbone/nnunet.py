@@ -10,6 +10,7 @@ and spacing are turned back once, so that an imported network sees scans as thei
 from __future__ import annotations
 
 import json
+import math
 import pickle
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -87,6 +88,10 @@ def import_nnunet(source: str | Path, out: str | Path, folds: tuple[str, ...] = 
             what = f"{len(differ)} layers missing or of another shape, the first {differ[0]}"
             todo = f"{one.trainer} may build its own network, which is not supported"
             raise CheckpointError(found[fold], f"the weights of the {plan.network} in plans.json", what, todo)
+        broken = [name for name, value in turned.items() if not value.isfinite().all()]
+        if broken:
+            what = f"NaN or infinity in {len(broken)} layers, the first {broken[0]}"
+            raise CheckpointError(found[fold], "finite weights", what, "its training failed: import another fold")
         network.load_state_dict(turned, strict=False)
         members.append(network)
     network = members[0] if len(members) == 1 else Ensemble(members)
@@ -141,6 +146,8 @@ def read_checkpoint(path: Path) -> Trained:
         if not all(isinstance(value, torch.Tensor) for value in weights.values()):
             raise TypeError("network_weights are not tensors")
         axes = data.get("inference_allowed_mirroring_axes") or ()
+        if not set(axes) <= {0, 1, 2}:
+            raise ValueError(f"inference_allowed_mirroring_axes are {axes}, which three dimensions do not have")
         return Trained(weights, str(data["init_args"]["configuration"]), str(data["trainer_name"]), tuple(axes))
     except pickle.UnpicklingError as error:
         words = next((line for line in str(error).splitlines() if "GLOBAL" in line), str(error).splitlines()[0])
@@ -192,21 +199,24 @@ def _plan(folder: Path, plans: dict[str, Any], dataset: dict[str, Any], first: T
         configuration = _configuration(path, plans, first.configuration)
         order = _order(path, plans)
         network, options = _network(path, configuration, order)
+        patch = [int(configuration["patch_size"][axis]) for axis in order]
+        divisor = [math.prod(step[axis] for step in options["strides"]) for axis in range(3)]
+        if any(size < 1 or size % n for size, n in zip(patch, divisor, strict=True)):
+            expected = f"a patch_size whose sides are divisible by the strides' products {divisor}"
+            raise CheckpointError(path, expected, f"{patch} (axes of a file)", "copy the folder whole")
         labels, painted = _outputs(folder, dataset)
         classes = tuple(sorted(labels.labels, key=lambda name: labels.labels[name]))
         if [labels.labels[name] for name in classes] != list(range(1, len(classes) + 1)):
             found = f"{labels.labels}"
             raise CheckpointError(folder / "dataset.json", "labels numbered 0, 1, 2, ...", found, "number them so")
         channels = _channels(path, plans, configuration, dataset)
-        spacing, patch = (
-            [values[axis] for axis in order] for values in (configuration["spacing"], configuration["patch_size"])
-        )
+        spacing = [configuration["spacing"][axis] for axis in order]
         reorients = "Reorient" in str(plans.get("image_reader_writer", ""))
         return Plan(
             name=f"{plans.get('dataset_name', folder.parent.name)}-{first.configuration}",
             classes=classes,
             spacing_mm=(float(spacing[0]), float(spacing[1]), float(spacing[2])),
-            patch=(int(patch[0]), int(patch[1]), int(patch[2])),
+            patch=(patch[0], patch[1], patch[2]),
             ct_windows_hu=(),
             channels=channels,
             network=network,

@@ -306,6 +306,18 @@ def no_weights(folder):
     torch.save({"epoch": 3}, folder / "fold_0" / "checkpoint_final.pth")
 
 
+def nan_weights(folder):
+    network = trained()
+    with torch.no_grad():
+        network.decoder.seg_layers[-1].bias[1] = torch.nan
+    torch.save(checkpoint(network), folder / "fold_0" / "checkpoint_final.pth")
+
+
+def a_fourth_axis(folder):
+    path = folder / "fold_0" / "checkpoint_final.pth"
+    torch.save(checkpoint(trained(), inference_allowed_mirroring_axes=(0, 3)), path)
+
+
 def text(folder):
     (folder / "fold_0" / "checkpoint_final.pth").write_text("not a checkpoint")
 
@@ -317,6 +329,8 @@ def text(folder):
         (cut, "checkpoint_final.pth: expected an nnU-Net v2 checkpoint"),
         (text, "checkpoint_final.pth: expected"),
         (no_weights, "KeyError: 'network_weights'"),
+        (nan_weights, "expected finite weights, found NaN or infinity in 1 layers, the first .*bias"),
+        (a_fourth_axis, r"inference_allowed_mirroring_axes are \(0, 3\)"),
         (other_weights, "layers missing or of another shape"),
         (lambda folder: shutil.rmtree(folder / "fold_0"), "expected fold_0/checkpoint_final.pth"),
         (lambda folder: (folder / "dataset.json").unlink(), "dataset.json: expected a JSON file.*no such file"),
@@ -354,6 +368,7 @@ def changed(**options):
         ({"normalization_schemes": []}, "a normalisation for 1 channels, found 0"),
         ({"preprocessor_name": "Mine"}, "the DefaultPreprocessor, found Mine"),
         ({"resampling_fn_data": "resample_torch_fornnunet"}, "resample_torch_fornnunet .* for data"),
+        ({"patch_size": [6, 8, 15]}, r"divisible by the strides' products \[4, 4, 2\], found \[15, 8, 6\]"),
         ({"spacing": ["a", 1, 1]}, "a plans.json of nnU-Net v2, found ValueError"),
     ],
 )
