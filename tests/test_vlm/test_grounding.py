@@ -265,13 +265,18 @@ def test_slips_in_other_anatomy_and_in_foreign_classes() -> None:
         "humour", "rumours", "dancer", "lesson", "legion", "cancel", "bullet", "session", "module", "discordant",
         "submandibular gland", "vocal cords", "spermatic cord", "body mass index", "muscle mass", "growth plates",
         "brain stem cells", "cord blood", "power cord", "umbilical cord", "mass effect", "mass spectrometry", "gland",
-        "bone mass", "nodes of Ranvier", "tumour board", "tumour marker", "back", "neck", "stem", "growth hormone",
+        "bone mass", "nodes of Ranvier", "tumour board", "centres of mass", "tumour marker", "back", "neck", "stem", "growth hormone",
         "structure", "plural", "spiral", "corner", "region", "stages", "states", "coronal plane", "spelling",
     ],
 )  # fmt: skip
 def test_false_friends(text: str) -> None:
     mention = find_mentions(f"What about the {text}?", ALL)
     assert mention.classes == () and not mention.lesions
+
+
+def test_the_outer_wall_of_a_structure_is_its_surface() -> None:
+    assert find_mentions("from the outer walls of the larynx", ALL).classes == ("larynx",)
+    assert find_mentions("the wall of the larynx", ALL).classes == ()
 
 
 def test_a_false_friend_of_anatomy_is_told() -> None:
