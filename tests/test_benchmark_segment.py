@@ -78,8 +78,9 @@ def test_tables_tell_failures(benchmark, tmp_path):
     common = {"side": 512, "classes": 60, "warm_seconds": 1.0, "peak_rss_mb": 900.0, "peak_gpu_mb": None}
     fine = [{**common, "depth": d, "system": "vlm fast", "cold_seconds": d / 10, "failed": None} for d in (100, 300)]
     failed = {**common, "depth": 300, "system": "monai", "cold_seconds": None, "failed": "out of memory"}
-    benchmark.write([*fine, failed], tmp_path, "cpu")
+    benchmark.write([*fine, failed], tmp_path, "cpu", ["--systems", "vlm fast", "monai"])
     text = (tmp_path / "benchmarks.md").read_text()
+    assert "`python benchmarks/segment.py --systems 'vlm fast' monai`" in text
     assert "| 512 x 512 x 300 | 60 | vlm fast | 30 | 1 | 900 |" in text
     assert "| 512 x 512 x 300 | 60 | monai | out of memory |" in text
     assert len(json.loads((tmp_path / "benchmarks.json").read_text())["rows"]) == 3
