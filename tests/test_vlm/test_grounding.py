@@ -265,8 +265,9 @@ def test_slips_in_other_anatomy_and_in_foreign_classes() -> None:
         "humour", "rumours", "dancer", "lesson", "legion", "cancel", "bullet", "session", "module", "discordant",
         "submandibular gland", "vocal cords", "spermatic cord", "body mass index", "muscle mass", "growth plates",
         "brain stem cells", "cord blood", "power cord", "umbilical cord", "mass effect", "mass spectrometry", "gland",
-        "bone mass", "nodes of Ranvier", "tumour board", "centres of mass", "tumour marker", "back", "neck", "stem", "growth hormone",
-        "structure", "plural", "spiral", "corner", "region", "stages", "states", "coronal plane", "spelling",
+        "bone mass", "nodes of Ranvier", "tumour board", "centres of mass", "tumour marker", "back", "neck", "stem",
+        "growth hormone", "structure", "plural", "corner", "region", "stages", "states", "coronal plane", "spelling",
+        "spiral",
     ],
 )  # fmt: skip
 def test_false_friends(text: str) -> None:
