@@ -5,7 +5,7 @@
 
 Compute is CPU time of the training process and all of its children, user and system, with one thread each: a shared
 machine makes wall-clock a matter of its other work. It begins with the interpreter and ends with the saved weights.
-Planning and preprocessing come before and are counted apart (with the timed steps, see below). The systems (--systems), in the order of running:
+Planning, preprocessing and timed steps (see below) come before and are counted apart. The systems, in this order:
 
     vlm             the network that ships, from scratch, on its 4 mm grid: defaults of a training file
     nnunet grid     nnU-Net with that spacing and patch; topology, width and batch by its own planner's rules for them
