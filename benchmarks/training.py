@@ -16,9 +16,9 @@ Planning, preprocessing and timed steps (see below) come before and are counted 
 nnU-Net runs by its own classes (trainer, loss, augmentation, SGD), 3d_fullres; the loop in `spend` replaces its epochs,
 of which few would fit: it ends with the step that uses up the budget, its polynomial learning rate goes by the share of
 the budget, so that the schedule is whole, and its windows are drawn in the training process. Ours knows steps only, so
-their number comes from a few steps that are timed first; where the training then took more than the budget, nnU-Net
-gets as much. Nothing is validated meanwhile, nothing mirrored or cleaned up in the predictions. nnU-Net knows no
-partial labels: what a case does not annotate is background to it, as it would be to any of its users.
+their number comes from a few steps that are timed first; what `vlm` then really took is the budget of all others.
+Nothing is validated meanwhile, nothing mirrored or cleaned up in the predictions. nnU-Net knows no partial labels: what
+a case does not annotate is background to it, as it would be to any of its users.
 
 Both see the same raw folder, with the training patients of the split in imagesTr. nnU-Net's packages live in an
 environment of their own, whose interpreter --nnunet-python names. A run that was interrupted goes on with the stage
@@ -80,11 +80,10 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     for system in (name for name in SYSTEMS if name in given.systems):
         work = out / system.replace(" ", "-")
+        seconds = rows[0]["train_cpu_s"] if rows and rows[0]["system"] == "vlm" else 60 * given.minutes
         if system.startswith("vlm"):
-            stages = with_vlm(system, given.dataset, out, 60 * given.minutes, given.max_seconds)
+            stages = with_vlm(system, given.dataset, out, seconds, given.max_seconds)
         else:
-            took = [row["train_cpu_s"] for row in rows if row["system"].startswith("vlm")]
-            seconds = max(60 * given.minutes, *took) if took else 60 * given.minutes
             stages = with_nnunet(system, given.dataset, out, seconds, given.nnunet_python)
         stages["score"] = partial(score, work / "masks", out / "raw" / given.dataset, work)
         row = {"system": system}
