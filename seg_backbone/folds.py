@@ -52,7 +52,7 @@ def _traits(cases: Sequence[CaseFiles]) -> dict[str, set[tuple[str, str]]]:
     known = {folder: _scan_classes(folder) for folder in {case.image.parent.parent for case in cases}}
     traits: dict[str, set[tuple[str, str]]] = {}
     for case in cases:
-        own = traits.setdefault(case.patient, {("modality", case.modality), ("dataset", case.dataset)})
+        own = traits.setdefault(case.patient, set())
         own |= {("modality", case.modality), ("dataset", case.dataset), *(("class", name) for name in case.annotated)}
         own |= {(task, str(number)) for task, number in known[case.image.parent.parent].get(case.case, {}).items()}
     return traits
