@@ -173,12 +173,9 @@ def data(tmp_path_factory):
     """D1: two labelled scans, with much contrast and little noise. D2: others, without labels but those that validate:
     less contrast, more noise, uneven background.
     """
-    root = tmp_path_factory.mktemp("raw")
     random = np.random.default_rng(0)
-    rows = []
+    drawn = {}
     for name, cases in (("D1", LABELLED), ("D2", (*UNLABELLED, *HELD))):
-        for folder in ("imagesTr", "labelsTr"):
-            (root / name / folder).mkdir(parents=True)
         for case in cases:
             ids = np.zeros(GRID.shape, dtype=np.uint8)
             x, y, z = random.integers(2, 9, 3)
@@ -186,11 +183,21 @@ def data(tmp_path_factory):
             noise, contrast, slope = (15, 120, 0) if name == "D1" else (35, random.uniform(60, 110), 60)
             array = random.normal(0, noise, GRID.shape) + contrast * ids
             array += slope * random.choice([-1, 1]) * np.linspace(-1, 1, GRID.shape[0])[:, None, None]
-            write_volume(Volume(array.astype(np.int16), GRID, "CT"), root / name / "imagesTr" / f"{case}_0000.nii.gz")
-            if case not in UNLABELLED:
-                write_mask(Mask(ids, GRID), root / name / "labelsTr" / f"{case}.nii.gz")
-            annotated = [] if case in UNLABELLED else ["tumour"]
-            rows.append({"dataset": name, "case": case, "modality": "CT", "annotated": annotated})
+            drawn[name, case] = array, ids
+    return save(drawn, tmp_path_factory.mktemp("raw"))
+
+
+def save(drawn, root):
+    """(dataset, case) -> (scan, mask) as raw datasets with manifest and split; cases u_* without their labels."""
+    rows = []
+    for (name, case), (array, ids) in drawn.items():
+        for folder in ("imagesTr", "labelsTr"):
+            (root / name / folder).mkdir(parents=True, exist_ok=True)
+        write_volume(Volume(array.astype(np.int16), GRID, "CT"), root / name / "imagesTr" / f"{case}_0000.nii.gz")
+        if not case.startswith("u"):
+            write_mask(Mask(ids, GRID), root / name / "labelsTr" / f"{case}.nii.gz")
+        annotated = [] if case.startswith("u") else ["tumour"]
+        rows.append({"dataset": name, "case": case, "modality": "CT", "annotated": annotated})
         labels = {"labels": {"background": 0, "tumour": 1}, "channel_names": {"0": "CT"}}
         (root / name / "dataset.json").write_text(json.dumps(labels))
     (root / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -324,29 +331,18 @@ def phantom(root, labelled, others, noise, contrast, slab):
     """
     random = np.random.default_rng(0)
     names = {"D1": [f"l_{n}" for n in range(labelled)], "D2": [*(f"u_{n}" for n in range(others)), *HELD]}
-    rows = []
+    drawn = {}
     for name, cases in names.items():
-        for folder in ("imagesTr", "labelsTr"):
-            (root / name / folder).mkdir(parents=True)
         for case in cases:
-            ids = np.zeros((16, 16, 16), dtype=np.uint8)
+            ids = np.zeros(GRID.shape, dtype=np.uint8)
             x, y, z = random.integers(2, 9, 3)
             if not (slab and case.startswith("u")):
                 ids[x : x + 6, y : y + 5, z : z + 6] = 1
             array = random.normal(0, noise, ids.shape) + contrast * ids
             if slab and name == "D2":
                 array[:, :, 13:] += contrast
-            grid = Grid(ids.shape, GRID.affine)
-            write_volume(Volume(array.astype(np.int16), grid, "CT"), root / name / "imagesTr" / f"{case}_0000.nii.gz")
-            if not case.startswith("u"):
-                write_mask(Mask(ids, grid), root / name / "labelsTr" / f"{case}.nii.gz")
-            annotated = [] if case.startswith("u") else ["tumour"]
-            rows.append({"dataset": name, "case": case, "modality": "CT", "annotated": annotated})
-        labels = {"labels": {"background": 0, "tumour": 1}, "channel_names": {"0": "CT"}}
-        (root / name / "dataset.json").write_text(json.dumps(labels))
-    (root / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (root / "split.json").write_text(json.dumps({"patients": {"validation": list(HELD)}}))
-    return root
+            drawn[name, case] = array, ids
+    return save(drawn, root)
 
 
 def dice(root, output, **changes):
