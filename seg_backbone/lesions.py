@@ -2,7 +2,8 @@
 
 Enters a Mask (with the Volume and the foreground probability where there are), leaves one `Instance` a piece and a map
 of their ids. An instance is a 26-connected component of one class. Each class is cut to its index box before labelling
-and each component before measuring, so the cost follows the size of the structures, not of the scan.
+and each component before measuring, so the cost follows the size of the structures, not of the scan. What is as large
+as the scan is taken slab by slab, so that beside the map hardly any memory is needed.
 """
 
 from __future__ import annotations
@@ -10,13 +11,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import cc3d
 import numpy as np
 
 from seg_backbone.boxes import Box, box_of
 from seg_backbone.errors import LabelError
 from seg_backbone.geometry import Grid
 from seg_backbone.measure import Point, axial_axes, diameter_3d_mm
+from seg_backbone.pieces import SLAB_VOXELS, number_pieces, renumber, slabs
 from seg_backbone.volume import Mask, Volume, require_same_grid
 
 MIDLINE_MM = 5.0  # centroids this near to the body's midline are on neither side
@@ -97,7 +98,7 @@ class Instances:
     """The instances of a scan in the order of their ids, and where they lie.
 
     list: instance n has id n + 1. map: (i, j, k) of ids on the mask's grid, 0 where there is none; uint16, but uint32
-    for more than 65535 instances.
+    where a mask has more than 65535 pieces.
     """
 
     list: list[Instance]
@@ -141,30 +142,31 @@ def find_instances(
     found: list[Instance] = []
     where = np.zeros(mask.grid.shape, dtype=np.uint16, order="F" if mask.array.flags.fnc else "C")
     for label, place in present.items():
-        part = mask.array[place] == mask.labels[label]
-        # cc3d 4.1 reserves too few labels for scattered voxels in a thin bool array and raises; for uint8 it does not
-        pieces = cc3d.connected_components(part.view(np.uint8), connectivity=26)
-        statistics = cc3d.statistics(pieces)
-        voxels, boxes = statistics["voxel_counts"], statistics["bounding_boxes"]
-        centers = mask.grid.voxel_to_world(statistics["centroids"] + [s.start for s in place])
+        value = mask.labels[label]
+        pieces, where = number_pieces(mask.array, value, place, where, len(found))
+        centers = mask.grid.voxel_to_world(pieces.centers + [s.start for s in place])
         least = (minimum_ml or {}).get(label, 0.0)
-        kept = [n for n in range(1, len(voxels)) if voxels[n] * mask.grid.voxel_volume_ml >= least]
-        kept.sort(key=lambda n: (-int(voxels[n]), *np.round(-centers[n, ::-1], 3)))
+        kept = [n for n in range(len(pieces)) if pieces.voxels[n] * mask.grid.voxel_volume_ml >= least]
+        kept.sort(key=lambda n: (-int(pieces.voxels[n]), *np.round(-centers[n, ::-1], 3)))
+        ids = np.zeros(len(pieces), dtype=np.int64)
+        ids[kept] = np.arange(len(found) + 1, len(found) + 1 + len(kept))
+        renumber(where, mask.array, value, place, ids, len(found))
         for rank, n in enumerate(kept, start=1):
-            piece = pieces[boxes[n]] == n
-            crop = tuple(slice(p.start + b.start, p.start + b.stop) for p, b in zip(place, boxes[n], strict=True))
+            crop = tuple(slice(p.start + b.start, p.start + b.stop) for p, b in zip(place, pieces.box(n), strict=True))
+            piece = where[crop] == ids[n]
             grid = mask.grid.cropped(crop)
             axes, box, diameter_mm = axial_axes(piece, grid), box_of(piece, grid), diameter_3d_mm(piece, grid)
             assert axes is not None and box is not None and diameter_mm is not None, "a component is never empty"
             x, y, z = centers[n].tolist()
-            values = None if volume is None else volume.array[crop][piece].astype(np.float64)
+            values = None if volume is None else volume.array[crop][piece]
+            mean = None if values is None else float(values.mean(dtype=np.float64))
             found.append(
                 Instance(
                     id=len(found) + 1,
                     label=label,
                     rank=rank,
-                    voxels=int(voxels[n]),
-                    volume_ml=int(voxels[n]) * mask.grid.voxel_volume_ml,
+                    voxels=int(pieces.voxels[n]),
+                    volume_ml=int(pieces.voxels[n]) * mask.grid.voxel_volume_ml,
                     long_axis_mm=axes.long_mm,
                     short_axis_mm=axes.short_mm,
                     long_axis_points_mm=axes.points_mm,
@@ -174,15 +176,12 @@ def find_instances(
                     center_mm=(x, y, z),
                     box=box,
                     side=_named_side(label) or _side(x, midline_mm),
-                    intensity_mean=None if values is None else float(values.mean()),
-                    intensity_std=None if values is None else float(values.std()),
+                    intensity_mean=mean,
+                    intensity_std=None if values is None or mean is None else _deviation(values, mean),
                     intensity_median=None if values is None else float(np.median(values)),
                     probability=None if probability is None else float(probability[crop][piece].mean(dtype=np.float64)),
                 )
             )
-            if len(found) > np.iinfo(where.dtype).max:
-                where = where.astype(np.uint32)
-            where[crop][piece] = len(found)
     return Instances(found, where)
 
 
@@ -199,13 +198,25 @@ def _side(x_mm: float, midline_mm: float) -> str:
     return "right" if x_mm > midline_mm else "left"
 
 
+def _deviation(values: np.ndarray, mean: float) -> float:
+    """The standard deviation of some values, part by part, so that no float64 copy of them is made."""
+    parts = (values[start : start + SLAB_VOXELS] for start in range(0, len(values), SLAB_VOXELS))
+    return (sum(float((np.subtract(part, mean, dtype=np.float64) ** 2).sum()) for part in parts) / len(values)) ** 0.5
+
+
 def _midline_mm(grid: Grid, volume: Volume | None) -> float:
     """World x of the body's centroid over the whole scan; of the grid's middle without a volume or a body."""
     middle = (np.array(grid.shape) - 1) / 2
     if volume is not None:
-        limit = BODY_HU if volume.modality == "CT" else BODY_FRACTION * float(np.percentile(volume.array, 99))
-        body = volume.array > limit
-        profiles = [body.sum(axis=axes, dtype=np.int64) for axes in ((1, 2), (0, 2), (0, 1))]
+        limit = BODY_HU
+        if volume.modality != "CT":
+            every = 1 if volume.array.size <= SLAB_VOXELS else 2  # what is sorted is a copy
+            limit = BODY_FRACTION * float(np.percentile(volume.array[::every, ::every, ::every], 99))
+        profiles = [np.zeros(size, dtype=np.int64) for size in grid.shape]
+        for place in slabs(volume.array):
+            body = volume.array[place] > limit
+            for profile, side, others in zip(profiles, place, ((1, 2), (0, 2), (0, 1)), strict=True):
+                profile[side] += body.sum(axis=others, dtype=np.int64)
         if total := int(profiles[0].sum()):
             middle = np.array([profile @ np.arange(len(profile)) for profile in profiles]) / total
     return float(grid.voxel_to_world(middle)[0])

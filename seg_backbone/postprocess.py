@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import cc3d
 import numpy as np
-from scipy.ndimage import find_objects
 
-from seg_backbone.boxes import bounds
+from seg_backbone.boxes import value_boxes
+from seg_backbone.pieces import number_pieces, slabs
 from seg_backbone.plan import Plan
 
 
@@ -15,23 +14,18 @@ def clean(ids: np.ndarray, plan: Plan, voxel_ml: float) -> np.ndarray:
 
     ids: (i, j, k) uint8, changed in place and returned.
     """
-    box = bounds(ids)
-    if box is None:
-        return ids
-    inner = ids[box]
-    places = find_objects(np.ascontiguousarray(inner), max_label=len(plan.classes))  # one pass for all classes
-    for (name, value), place in zip(plan.labels.items(), places, strict=True):
+    boxes = value_boxes(ids)
+    for name, value in plan.labels.items():
         least = plan.minimum_ml.get(name, 0.0) / voxel_ml
-        if place is None or (name not in plan.single and least <= 1):
+        if value not in boxes or (name not in plan.single and least <= 1):
             continue
-        # as in lesions.py: cc3d 4.1 raises for scattered voxels in a small bool array, never for uint8
-        present = np.ascontiguousarray(inner[place] == value).view(np.uint8)
-        pieces = cc3d.connected_components(present, connectivity=26)
-        sizes = cc3d.statistics(pieces)["voxel_counts"].astype(np.int64)
-        sizes[0] = 0
-        drop = sizes < max(least, 1)
+        inside = ids[boxes[value]]
+        whole = tuple(slice(0, size) for size in inside.shape)
+        pieces, numbers = number_pieces(inside, value, whole, np.zeros_like(inside, dtype=np.uint16))
+        kept = pieces.voxels >= least
         if name in plan.single:
-            drop |= np.arange(len(sizes)) != sizes.argmax()  # of equal ones the first
-        drop[0] = False  # other classes stay
-        inner[place][drop[pieces]] = 0
+            kept &= np.arange(len(pieces)) == pieces.voxels.argmax()  # of equal ones the first
+        dropped = np.concatenate([[False], ~kept])  # what is of another class stays
+        for where in slabs(inside):
+            inside[where][dropped[numbers[where]]] = 0
     return ids

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
-from scipy.ndimage import find_objects
 
+from seg_backbone.boxes import value_boxes
 from seg_backbone.errors import GridError
 from seg_backbone.geometry import Grid
 
@@ -55,14 +55,8 @@ class Mask:
 
     @cached_property
     def boxes(self) -> dict[int, tuple[slice, ...]]:
-        """Id -> the smallest index box around its voxels, of every id that the mask holds.
-
-        The array is passed over in the order of memory: a NIfTI file has i fastest, and going across it takes eight
-        times as long.
-        """
-        order = sorted(range(3), key=lambda axis: -abs(self.array.strides[axis]))
-        found = enumerate(find_objects(self.array.transpose(order)), start=1)
-        return {value: tuple(box[order.index(axis)] for axis in range(3)) for value, box in found if box is not None}
+        """Id -> the smallest index box around its voxels, of every id that the mask holds."""
+        return value_boxes(self.array)
 
     def of(self, name: str) -> np.ndarray:
         """Boolean (i, j, k) array of one class; all False where the mask lacks it."""
