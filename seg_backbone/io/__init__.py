@@ -1,6 +1,6 @@
 """Scans and masks in and out of files."""
 
-from seg_backbone.io.atomic import replacing
+from seg_backbone.io.atomic import replacing, require_writable
 from seg_backbone.io.formats import (
     SUFFIXES,
     add_channels,
@@ -25,6 +25,7 @@ __all__ = [
     "read_mask",
     "read_volume",
     "replacing",
+    "require_writable",
     "write_mask",
     "write_volume",
 ]

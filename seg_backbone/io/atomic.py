@@ -6,6 +6,9 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryFile
+
+from seg_backbone.errors import ConfigError
 
 
 @contextmanager
@@ -22,3 +25,14 @@ def replacing(path: str | Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def require_writable(folder: Path) -> None:
+    """See that files can be written in a folder, or where it will be made, before hours of work. Raises ConfigError."""
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    try:
+        with TemporaryFile(dir=there) as file:
+            file.write(b"0")
+    except OSError as error:
+        found = f"{there}: {error.strerror or error}"
+        raise ConfigError(folder, "a folder that can be written", found, "choose another, or make room") from None

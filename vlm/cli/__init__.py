@@ -5,6 +5,7 @@ A user's mistake is one line on stderr and exit code 2; a case that failed among
 
 from __future__ import annotations
 
+import signal
 import sys
 from importlib import import_module
 from typing import Any
@@ -62,8 +63,12 @@ def vlm() -> None:
 
 def main() -> None:
     """Run the command line and leave with its exit code."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as Ctrl-C does: what is being written is cleared away
     try:
         app(prog_name="vlm")
     except InputError as error:
         print(f"error: {' '.join(str(error).splitlines())}", file=sys.stderr)
         sys.exit(2)
+    except OSError as error:  # a full disk, a file that cannot be read or written
+        print(f"error: {' '.join(str(error).splitlines())}", file=sys.stderr)
+        sys.exit(1)
