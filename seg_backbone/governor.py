@@ -14,17 +14,16 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import torch
+from torch import nn
+from torch.func import functional_call
 
 from seg_backbone.errors import ConfigError
 from seg_backbone.geometry import Grid
 from seg_backbone.sliding_window import window_starts
-
-if TYPE_CHECKING:
-    import torch
-    from torch import nn
 
 MB = 2**20
 LADDER: tuple[tuple[str, Any], ...] = (
@@ -43,10 +42,12 @@ LADDER: tuple[tuple[str, Any], ...] = (
     ("coarser", 1.5),
     ("coarser", 2.0),
 )
-ACTIVATIONS = (
-    6  # of the largest map live at once: a convolution's input and output, its norm, a reordered copy, the skips
-)
-MEASURE_BYTES = 10  # a voxel of the scan, while components are labelled and measured; components up to a tenth of it
+# of the largest map live at once: a convolution's input and output, its norm, a reordered copy, the skips
+CPU_MAPS, GPU_MAPS = 4, 6
+LIBRARY_MB = 40.0  # what the first window leaves loaded on a CPU
+# a voxel of the scan while pieces are measured: ids, percent and the map of instances; and of the largest piece, which
+# may fill a tenth of the scan, its box twice and its values
+MEASURE_BYTES = 5.5
 PREPROCESS_NS, MEASURE_NS = 10.0, 60.0  # a voxel of the scan, on one core of 2020; they matter little beside windows
 MARGIN = 1.05  # on what is predicted beyond what the process holds already
 MARGIN_MB = 32.0
@@ -128,7 +129,7 @@ class Work:
     grid: the scan in canonical axes. spacing_mm, patch: of the plan. channels, classes: of the network, background
     included. window_mb: see the function. held_ram_mb, held_gpu_mb: what process and device hold already, the scan
     included. read_mb: what reading holds beside the scan. normalise_bytes: a voxel, while the nonzero is sought.
-    divisor: a window is a multiple of it, by axis. on_gpu: where the network runs. elapsed, window_seconds,
+    divisor: says what a window is a multiple of, by axis. on_gpu: where the network runs. elapsed, window_seconds,
     slice_seconds: spent so far; of one window; of the export of one slice of the scan.
     """
 
@@ -142,7 +143,7 @@ class Work:
     held_gpu_mb: float = 0.0
     read_mb: float = 0.0
     normalise_bytes: float = 0.0
-    divisor: tuple[int, int, int] = (1, 1, 1)
+    divisor: Callable[[], tuple[int, int, int]] = lambda: (1, 1, 1)
     on_gpu: bool = False
     elapsed: float = 0.0
     window_seconds: float = 0.0
@@ -154,7 +155,7 @@ class Work:
             return self.patch
         sides = [
             min(size, max(2, int(size * choice.window) // step) * step)
-            for size, step in zip(self.patch, self.divisor, strict=True)
+            for size, step in zip(self.patch, self.divisor(), strict=True)
         ]
         return sides[0], sides[1], sides[2]
 
@@ -242,31 +243,55 @@ def choose(
     return choice, need(choice), why
 
 
-def window_mb(network: nn.Module, window: torch.Tensor) -> tuple[float, tuple[int, int, int]]:
-    """An upper estimate of the MB that one window takes, from the sizes of the maps of one run, and how many voxels lie
-    behind one of the deepest map, by axis: they divide the sides of every window that the network takes.
+@dataclass(frozen=True)
+class WindowCost:
+    """What one window takes, beside its logits. mb: an upper estimate. operations: to multiply and add."""
 
-    window: (1, channels, *patch) on the network's device.
+    mb: float
+    operations: float
+
+
+def window_cost(network: nn.Module, channels: int, patch: tuple[int, int, int], on_gpu: bool = False) -> WindowCost:
+    """The cost of a (1, channels, *patch) window, from the weights alone: running one would take what is asked for.
+
+    Of a network that doubles its features where it halves its map, as U-Nets do, each convolution's features tell how
+    small its map is; the first one runs at full resolution.
     """
-    import torch
+    convolutions = [one for one in network.modules() if isinstance(one, nn.Conv3d | nn.ConvTranspose3d)]
+    voxels, operations, widest = math.prod(patch), 0.0, float(channels)
+    for one in convolutions:
+        share = min(1.0, convolutions[0].out_channels / one.out_channels) ** 3
+        operations += 2 * one.weight.numel() * share * voxels
+        widest = max(widest, max(one.in_channels, one.out_channels) * share)
+    maps = 4 * (GPU_MAPS if on_gpu else CPU_MAPS) * widest * voxels
+    return WindowCost(maps / MB + (0.0 if on_gpu else LIBRARY_MB), operations)
 
-    largest = window.numel()
 
-    def note(_: nn.Module, inputs: tuple[torch.Tensor, ...], output: Any) -> None:
-        nonlocal largest
-        sizes = [value.numel() for value in (*inputs, output) if isinstance(value, torch.Tensor)]
-        largest = max(largest, *sizes)
+class _Encoder(nn.Module):
+    """The deepest map of a network of seg_backbone.nets."""
 
-    handles = [module.register_forward_hook(note) for module in network.modules() if not list(module.children())]
-    try:
-        with torch.inference_mode():
-            maps = network.encoder(window)
-            logits = network.decoder(maps)
-    finally:
-        for handle in handles:
-            handle.remove()
-    deepest = [size // n for size, n in zip(window.shape[2:], maps[-1].shape[2:], strict=True)]
-    return 4 * (ACTIVATIONS * largest + 2 * logits.numel()) / MB, (deepest[0], deepest[1], deepest[2])
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, window: torch.Tensor) -> torch.Tensor:
+        return self.network.encoder(window)[-1]
+
+
+def window_divisor(network: nn.Module, channels: int, patch: tuple[int, int, int]) -> tuple[int, int, int]:
+    """How many voxels lie behind one of the deepest map, by axis: it divides every window that the network takes.
+
+    Torch's meta device says so without running the network, but needs a second to load.
+    """
+    encoder = _Encoder(network)
+    weights = (*encoder.named_parameters(), *encoder.named_buffers())
+    shapes = {name: torch.empty_like(value, device="meta") for name, value in weights}
+    window = torch.empty((1, channels, *patch), device="meta")
+    with torch.inference_mode():
+        # names that share a module are replaced once: tied, they would not be put back
+        deepest = functional_call(encoder, shapes, window, tie_weights=False)
+    sides = [size // n for size, n in zip(patch, deepest.shape[2:], strict=True)]
+    return sides[0], sides[1], sides[2]
 
 
 def machine_mb() -> dict[str, float]:

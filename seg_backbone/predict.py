@@ -23,7 +23,7 @@ from seg_backbone.export import INTERPOLATIONS, argmax_slabs
 from seg_backbone.features import Collector, Features
 from seg_backbone.gate import foreground_probability, gate_input, load_gate
 from seg_backbone.geometry import Grid
-from seg_backbone.governor import MB, Budget, Choice, Work, choose, machine_mb, peak_ram_mb, ram_mb, window_mb
+from seg_backbone.governor import MB, Budget, Choice, Work, choose, machine_mb, peak_ram_mb, ram_mb
 from seg_backbone.intake import as_volume
 from seg_backbone.io import add_channels, foresee
 from seg_backbone.labels import other_side
@@ -32,7 +32,7 @@ from seg_backbone.plan import Plan, Roi
 from seg_backbone.postprocess import clean
 from seg_backbone.preprocess import oriented, padding, preprocess, scan_box, separate_axis
 from seg_backbone.resample import SMOOTH, nnunet_filters
-from seg_backbone.runtimes import Forward, Runtimes
+from seg_backbone.runtimes import Forward, Runtime, Runtimes
 from seg_backbone.scan_classes import Probabilities
 from seg_backbone.scan_heads import ScanHeads, ScanPool, WithStatistics, load_heads
 from seg_backbone.skips import (
@@ -49,7 +49,6 @@ from seg_backbone.sliding_window import BLENDINGS, Network, mirrored, predict_bl
 from seg_backbone.volume import Mask, Volume
 
 FAST_STEP = 0.8  # share of a window between neighbours in fast mode; FLARE's winners use 0.7 to 0.8
-UNKNOWN_WINDOW_BYTES = 3000  # a voxel of the window, before one was run: a U-Net with 64 features at full resolution
 GPU_BATCH = 4  # windows at once on a GPU; on a CPU more than one gains nothing
 
 
@@ -68,9 +67,24 @@ class Segmentation:
     classes: Probabilities = field(default_factory=dict)
 
 
+@dataclass(frozen=True, eq=False)
+class Drawing:
+    """A mask that is yet to be measured, see `measure`. percent: (i, j, k) uint8 probability of each voxel's class.
+
+    volume: what was segmented. report: of a Segmentation, without what measuring adds.
+    """
+
+    mask: Mask
+    percent: np.ndarray
+    volume: Volume
+    features: Features
+    report: dict[str, Any]
+    classes: Probabilities
+
+
 @dataclass(frozen=True)
 class Settings:
-    """How windows are laid, blended and exported, see `Segmenter.__call__`. Raises ConfigError for what is none."""
+    """How windows are laid, blended and exported, see `Segmenter.draw`. Raises ConfigError for what is none."""
 
     step: float
     blending: str = "gaussian"
@@ -121,6 +135,12 @@ class Segmenter:
         return Segmenter(network, plan, version, device, runtime, gate, load_heads(find_model(name), plan))
 
     def __call__(
+        self, scan: str | Path | Volume | tuple[np.ndarray, np.ndarray], modality: str | None = None, **options: Any
+    ) -> Segmentation:
+        """Segment and measure one scan. options and errors: see `draw`."""
+        return measure(self.draw(scan, modality, **options))
+
+    def draw(
         self,
         scan: str | Path | Volume | tuple[np.ndarray, np.ndarray],
         modality: str | None = None,
@@ -137,8 +157,8 @@ class Segmenter:
         export: str = "linear",
         roi: bool | None = None,
         gate: bool | None = None,
-    ) -> Segmentation:
-        """Segment and measure one scan.
+    ) -> Drawing:
+        """Segment one scan; to measure it is left to `measure`, which may run beside the next scan.
 
         (array, affine): (i, j, k) numbers and a 4x4 voxel -> RAS mm affine. fast: fewer overlapping windows (a model of
         nnU-Net keeps its own: others would give another mask), and those that a certificate rules out are skipped.
@@ -156,11 +176,10 @@ class Segmenter:
         """
         clock = Clock()
         nnunet = self.plan.resampling == "nnunet"
-        usual = FAST_STEP if fast and not nnunet else self.plan.step
         mirror = nnunet and not fast if mirror is None else mirror
         if nnunet and blending == "gaussian":
             blending = "nnunet"
-        settings = Settings(usual if step is None else step, blending, mirror, export, fast, roi, gate)
+        settings = Settings(self._step(fast, step), blending, mirror, export, fast, roi, gate)
         budget = Budget(max_ram_mb, max_gpu_mb, max_seconds)
         if gate and self.gate is None:
             raise ConfigError("--gate", "a model with a gate", f"{self.plan.name} without", "see vlm train gate --help")
@@ -170,14 +189,16 @@ class Segmenter:
             self.foresee(scan, max_ram_mb)
         volume = self._complete(as_volume(scan, modality))
         clock.lap("read")
-        runtime = self.runtimes.choose(fast, bool(keep_stages), max_ram_mb is not None)
+        turned = self._turned(volume.grid)
+        count = self._tiling(turned, settings.step).count
+        runtime = self.runtimes.choose(fast, bool(keep_stages), max_ram_mb is not None, count)
         choice = Choice(batch=GPU_BATCH if self.device.type == "cuda" and not keep_stages else 1, step=settings.step)
         predicted = None
         why: list[str] = []
         patch, machine = self.plan.patch, self._machine_mb()
-        work = self._work(oriented((volume.array,), volume.grid, self.plan)[1], settings)
+        work = self._work(turned, self._gated(settings))
         if budget.caps() or work.need(choice).excess(budget.with_machine(machine)):
-            work = self._survey(work, self._mirrored(runtime.forward, settings), budget, clock)
+            work = self._survey(work, runtime, settings, budget, choice, volume.source, machine, clock)
             choice, need, why = choose(budget, choice, work.need, volume.source, machine)
             predicted = {**need.peaks(), **({} if max_seconds else {"seconds": None})}  # untimed without that cap
             if budget.seconds:
@@ -213,8 +234,6 @@ class Segmenter:
         voxels = math.prod(max(size, window) for size, window in zip(grid.shape, patch, strict=True))
         with torch.inference_mode():
             classes = pool.probabilities(voxels) if pool else {}
-        instances = _measure(mask, volume, percent)
-        clock.lap("measure")
         report = {
             "source": volume.source,
             "modality": volume.modality,
@@ -240,13 +259,12 @@ class Segmenter:
                 "chosen": asdict(choice),
                 "why": why,
                 "predicted": predicted,
-                "measured": {"ram_mb": peak_ram_mb(), "gpu_mb": self._peak_gpu_mb(), "seconds": clock.total()},
+                "measured": {"gpu_mb": self._peak_gpu_mb(), "seconds": clock.total()},
             },
             "seconds": clock.seconds,
             "scan_classes": classes,
-            "instances": [instance.to_json() for instance in instances],
         }
-        return Segmentation(mask, instances, collector.features(), report, classes)
+        return Drawing(mask, percent, volume, collector.features(), report, classes)
 
     def _complete(self, volume: Volume) -> Volume:
         """The scan with the further channels of a model that sees several, and with the model's modality where that of
@@ -273,42 +291,83 @@ class Segmenter:
         if known is None:
             return
         grid, scan, reading = known
-        turned = oriented((np.broadcast_to(np.int8(0), grid.shape),), grid, self.plan)[1]
-        work = self._work(turned, None, scan / MB, reading / MB)
-        choose(Budget(ram_mb=max_ram_mb), Choice(), replace(work, window_mb=0.0).need, str(path))
+        scan *= max(1, len(self.plan.channels))
+        work = self._work(self._turned(grid), self.gate is not None, scan / MB, reading / MB)
+        choose(Budget(ram_mb=max_ram_mb), Choice(), work.need, str(path))
 
-    def _work(self, grid: Grid, settings: Settings | None, scan_mb: float = 0.0, read_mb: float = 0.0) -> Work:
-        """What a scan costs, from shapes alone. scan_mb: of a scan that is yet to be read."""
+    def windows(self, path: str | Path, fast: bool, step: float | None = None) -> int | None:
+        """How many windows a scan has, from its header; None for a format that does not tell. Raises ScanError."""
+        known = foresee(path)
+        return None if known is None else self._tiling(self._turned(known[0]), self._step(fast, step)).count
+
+    def _step(self, fast: bool, step: float | None) -> float:
+        """Share of a window between neighbours: as told, else the plan's or that of fast mode."""
+        if step is not None:
+            return step
+        return FAST_STEP if fast and self.plan.resampling != "nnunet" else self.plan.step
+
+    def _turned(self, grid: Grid) -> Grid:
+        """A scan's grid in the axes that the network sees."""
+        return oriented((np.broadcast_to(np.int8(0), grid.shape),), grid, self.plan)[1]
+
+    def _tiling(self, grid: Grid, step: float) -> Tiling:
+        """The windows of a scan, before it is cropped."""
+        return Tiling(grid.with_spacing(self.plan.spacing_mm).shape, self.plan.patch, step)
+
+    def _work(self, grid: Grid, gated: bool, scan_mb: float = 0.0, read_mb: float = 0.0) -> Work:
+        """What a scan costs, from shapes alone. gated: whether the classifier sees it too. scan_mb: of a scan that is
+        yet to be read, all its channels; read_mb: beside it, while it is.
+        """
         channels = self.plan.inputs
-        if self.plan.gate and settings and self._gated(settings):
+        if self.plan.gate and gated:
             channels += len(self.plan.gate.ct_windows_hu)  # the scan is held a second time
+        classes = len(self.plan.painted or self.plan.classes) + 1
+        masked = any(channel.scheme == "zscore_nonzero" for channel in self.plan.channels)
         return Work(
             grid=grid,
             spacing_mm=self.plan.spacing_mm,
             patch=self.plan.patch,
             channels=channels,
-            classes=len(self.plan.painted or self.plan.classes) + 1,
-            normalise_bytes=4.0 * self.plan.crop_nonzero,
-            window_mb=math.prod(self.plan.patch) * UNKNOWN_WINDOW_BYTES / MB,
+            classes=classes,
+            normalise_bytes=1.0 * self.plan.crop_nonzero + 5.0 * masked,  # where it is zero; its holes filled
+            window_mb=self.runtimes.cost.mb + 8 * classes * math.prod(self.plan.patch) / MB,  # its logits, twice
+            divisor=lambda: self.runtimes.divisor,
             held_ram_mb=ram_mb() + scan_mb,
             held_gpu_mb=self._held_gpu_mb(),
             read_mb=read_mb,
             on_gpu=self.device.type == "cuda",
         )
 
-    def _survey(self, work: Work, network: Forward, budget: Budget, clock: Clock) -> Work:
-        """The work with what one window shows: its memory; for a cap on time the seconds of a window and a slice."""
-        window = torch.zeros((1, self.plan.inputs, *work.patch), device=self.device)
-        # first: it also loads kernels, which stay in memory
-        each, divisor = window_mb(self.network, window)
-        work = replace(work, window_mb=each, divisor=divisor, held_ram_mb=ram_mb(), held_gpu_mb=self._held_gpu_mb())
-        if budget.seconds is None:
+    def _survey(
+        self,
+        work: Work,
+        runtime: Runtime,
+        settings: Settings,
+        budget: Budget,
+        choice: Choice,
+        source: str,
+        machine: dict[str, float],
+        clock: Clock,
+    ) -> Work:
+        """The work with what only a run of a window shows: what a GPU keeps loaded, for a cap on time the seconds of a
+        window and of a slice. A window that memory has no room for is not run. Raises ConfigError as `choose` does.
+        """
+        if self.device.type != "cuda" and budget.seconds is None:
             return work
+        patch = work.window(choose(replace(budget, seconds=None), choice, work.need, source, machine)[0])
+        if patch != work.patch:
+            runtime = self.runtimes.plain(settings.fast)
+        network = self._mirrored(runtime.forward, settings)
+        window = torch.zeros((1, self.plan.inputs, *patch), device=self.device)
         with torch.inference_mode():
-            network(window)  # a runtime's first call is slower than the rest
+            network(window)  # the first call is slower than the rest, and loads kernels
+            if self.device.type == "cuda":
+                work = replace(work, held_ram_mb=ram_mb(), held_gpu_mb=self._held_gpu_mb())
+            if budget.seconds is None:
+                return work
             started = time.perf_counter()
             network(window).sum().item()  # the number waits for the device
-        window_seconds = time.perf_counter() - started
+        window_seconds = (time.perf_counter() - started) * math.prod(work.patch) / math.prod(patch)
         shape = work.grid.with_spacing(work.spacing_mm).shape
         started = time.perf_counter()
         even = torch.zeros((), device=self.device).expand(work.classes, *shape)
@@ -462,8 +521,18 @@ def _home(choice: Choice) -> torch.device | None:
     return torch.device("cpu") if choice.place == "cpu" else None
 
 
-def _measure(mask: Mask, volume: Volume, percent: np.ndarray) -> Instances:
-    """The instances of a mask; percent: (i, j, k) uint8 probability of each voxel's class, left so to save memory."""
-    found = find_instances(mask, volume, percent)
+def measure(drawing: Drawing) -> Segmentation:
+    """Find and measure the instances of a mask."""
+    clock = Clock()
+    found = find_instances(drawing.mask, drawing.volume, drawing.percent)  # percent: a quarter of the memory
     scaled = [replace(one, probability=None if one.probability is None else one.probability / 100) for one in found]
-    return Instances(scaled, found.map)
+    clock.lap("measure")
+    budget = drawing.report["budget"]
+    spent = {"ram_mb": peak_ram_mb(), "seconds": round(budget["measured"]["seconds"] + clock.total(), 3)}
+    report = {
+        **drawing.report,
+        "budget": {**budget, "measured": budget["measured"] | spent},
+        "seconds": drawing.report["seconds"] | clock.seconds,
+        "instances": [instance.to_json() for instance in scaled],
+    }
+    return Segmentation(drawing.mask, Instances(scaled, found.map), drawing.features, report, drawing.classes)

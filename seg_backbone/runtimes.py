@@ -1,4 +1,4 @@
-"""What runs the network: torch, torch compiled, or OpenVINO on a CPU, which takes about half the time.
+"""What runs the network: torch, torch compiled, or OpenVINO on a CPU, which takes about half the time but must load.
 
 A runtime is a function of windows: (n, channels, *patch) float32 -> (n, classes, *patch) float32 logits; of a model
 that classifies scans also one that gives beside them what its heads pool. Encoder features always come from torch.
@@ -15,7 +15,10 @@ import threading
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
+from importlib.metadata import version
 from importlib.util import find_spec
+from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -24,6 +27,7 @@ import numpy as np
 import torch
 
 from seg_backbone.errors import ConfigError
+from seg_backbone.governor import WindowCost, window_cost, window_divisor
 from seg_backbone.io.atomic import replacing
 from seg_backbone.scan_heads import WithPooled, WithStatistics
 from seg_backbone.sliding_window import Forward, pad_to_patch, window_starts
@@ -34,6 +38,9 @@ RUNTIMES = ("torch", "compile", *OPENVINO, "auto")
 DRIFT_DICE = 0.99  # below it the two runtimes are not the same model
 CALIBRATION = 8  # windows at most that set the ranges of int8
 CHECKED = 4  # windows at most that a runtime is held against torch on
+# operations a second and thread, and seconds before the first window: rough, what `auto` weighs up
+TORCH_SPEED, OPENVINO_SPEED = 20e9, 50e9
+LOAD_SECONDS, CONVERT_SECONDS = 1.0, 5.0
 
 
 @dataclass(frozen=True)
@@ -53,8 +60,8 @@ class Runtime:
 class Runtimes:
     """The runtimes of one network: which one a scan gets, made once, checked once.
 
-    asked: one of RUNTIMES. "auto" is OpenVINO where it is installed, in fast mode on a CPU. classified: the network
-    with what its heads pool, None for a model without heads.
+    asked: one of RUNTIMES. "auto" is OpenVINO where it is installed and pays, in fast mode on a CPU. classified: the
+    network with what its heads pool, None for a model without heads.
     Raises ConfigError for an unknown runtime, and for one that cannot be used here.
     """
 
@@ -72,25 +79,50 @@ class Runtimes:
         self.network, self.channels, self.patch, self.asked, self.device = network, channels, patch, asked, device
         self._made: dict[str, Runtime] = {}
 
-    def choose(self, fast: bool, features: bool, capped: bool = False) -> Runtime:
+    @cached_property
+    def cost(self) -> WindowCost:
+        """What one window takes."""
+        return window_cost(self.network, self.channels, self.patch, self.device.type == "cuda")
+
+    @cached_property
+    def divisor(self) -> tuple[int, int, int]:
+        """What the sides of every window are multiples of."""
+        return window_divisor(self.network, self.channels, self.patch)
+
+    def choose(self, fast: bool, features: bool, capped: bool = False, windows: int | None = None) -> Runtime:
         """The runtime for a scan. features: whether encoder features are kept. int8 comes only with `verified`.
 
         capped: whether memory is, so that nothing may be converted now (that takes over 1 GB for a small network).
+        windows: how many there will be; None for as many as it takes to be worth loading anything.
         """
         if self.asked == "torch":
             return self.plain(fast)
         if features:
             return self.plain(fast, "features come from torch")
-        if self.asked == "auto" and not (fast and self.device.type == "cpu" and has_package("openvino")):
-            return self.plain(fast, "auto takes openvino where it is installed, in fast mode on a CPU")
+        has = has_package("openvino")
+        if self.asked == "auto" and not (fast and self.device.type == "cpu" and has):
+            return self.plain(fast, f"auto takes openvino in fast mode on a CPU{'' if has else ', and it is missing'}")
         name = "compile" if self.asked == "compile" else "openvino"
         if self.classified and name == "compile":
             return self.plain(fast, "classes of scans come from torch or openvino")
         if name not in self._made:
+            if self.asked == "auto" and windows is not None and (why := self._does_not_pay(windows)):
+                return self.plain(fast, why)
             if capped and (name == "compile" or not kept_model(self.converted, self.patch).is_file()):
                 return self.plain(fast, f"{name} is not made yet, which takes memory: run once without a cap on it")
             self._made[name] = self._make(name)
         return self._made[name]
+
+    def _does_not_pay(self, windows: int) -> str | None:
+        """Why so few windows are not worth loading OpenVINO for, converted first unless it was before; else None."""
+        work = windows * self.cost.operations / torch.get_num_threads()
+        by_torch, by_openvino = work / TORCH_SPEED, work / OPENVINO_SPEED + LOAD_SECONDS
+        why = f"{windows} windows: about {by_torch:.1f} s by torch, {by_openvino:.1f} s by openvino"
+        if by_torch < by_openvino:
+            return why
+        if by_torch < by_openvino + CONVERT_SECONDS and not kept_model(self.converted, self.patch).is_file():
+            return f"{why} and {CONVERT_SECONDS:.1f} s to convert it"
+        return None
 
     def plain(self, fast: bool, why: str | None = None) -> Runtime:
         """Torch, in mixed precision in fast mode on a GPU."""
@@ -250,10 +282,8 @@ def kept_model(
     network: torch.nn.Module, patch: tuple[int, int, int], kind: str = "float32", cache: Path | None = None
 ) -> Path:
     """Where the converted model is kept, whether it is there or not; see `openvino_runtime`."""
-    import openvino
-
     folder = cache or Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "flare-vlm" / "openvino"
-    return folder / f"{_digest(network, patch, openvino.__version__, kind)}.xml"
+    return folder / f"{_digest(network, patch, version('openvino'), kind)}.xml"
 
 
 def export_onnx(network: torch.nn.Module, channels: int, patch: tuple[int, int, int], plan: str, path: Path) -> float:
@@ -335,7 +365,7 @@ def _keep(openvino: Any, model: Any, path: Path) -> None:
 def _digest(network: torch.nn.Module, patch: tuple[int, int, int], version: str, kind: str) -> str:
     """24 hex digits that name the weights, the layers, the window, the kind and the version of OpenVINO."""
     known = hashlib.sha256(f"{network}{patch}{version}{kind}".encode())
-    for name, value in network.state_dict().items():
+    for name, value in chain(network.named_parameters(), network.named_buffers()):
         known.update(name.encode())
         known.update(value.detach().cpu().contiguous().numpy().tobytes())
     return known.hexdigest()[:24]

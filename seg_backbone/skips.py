@@ -45,6 +45,11 @@ class Tiling:
         padded = tuple(max(size, window) for size, window in zip(self.shape, self.patch, strict=True))
         return window_starts(padded, self.patch, self.step)
 
+    @property
+    def count(self) -> int:
+        """How many windows."""
+        return len(self.starts())
+
     def inside(self, start: Start) -> Place:
         """The part of the image that a window sees."""
         first = [s - p.start for s, p in zip(start, self.place, strict=True)]

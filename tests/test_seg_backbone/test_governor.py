@@ -9,11 +9,26 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from seg_backbone.errors import ConfigError
 from seg_backbone.geometry import Grid
-from seg_backbone.governor import MB, Budget, Choice, Need, Work, choose, machine_mb, ram_mb, window_mb
+from seg_backbone.governor import (
+    CPU_MAPS,
+    LIBRARY_MB,
+    MB,
+    Budget,
+    Choice,
+    Need,
+    Work,
+    choose,
+    machine_mb,
+    ram_mb,
+    window_cost,
+    window_divisor,
+)
 from seg_backbone.nets import build_network
+from seg_backbone.nets.wrappers import Ensemble
 from seg_backbone.sliding_window import predict_blocks
 
 START = Choice(batch=4, slab=16, step=0.5)
@@ -73,7 +88,7 @@ def test_needs_by_hand():
     # logits are held one window of 32 slices deep, and the 8 of a slab of 16, and a halo of 2
     assert network["start"] - network["half"] == pytest.approx(1.05 * 3 * 64**2 * 42 * 2 / MB)
     assert network["coarse"] < network["half"]
-    assert work.need(Choice()).ram_mb["measure"] == pytest.approx(500 + 32 + 1.05 * 10 * 2)  # 2 MB of voxels
+    assert work.need(Choice()).ram_mb["measure"] == pytest.approx(500 + 32 + 1.05 * 5.5 * 2)  # 2 MB of voxels
     more = work.need(Choice(step=0.5)).seconds - work.need(Choice(step=1.0)).seconds
     assert more == pytest.approx(1.2 * (3**3 - 2**3))
     on_gpu = Work(grid, (4.0, 4.0, 4.0), (32, 32, 32), 2, 3, 10.0, 500.0, 700.0, on_gpu=True).need(Choice())
@@ -82,17 +97,44 @@ def test_needs_by_hand():
 
 
 def test_window_estimate_follows_the_widest_map():
-    """The widest of all maps: 16 channels of 16^3, what the decoder's convolution is given; 3 output classes."""
+    """The widest of all maps: 16 channels of 16^3, what the decoder's convolution is given."""
     network = build_network("residual_unet", 2, 3, {"features": [8, 16], "blocks": [1, 1], "strides": [1, 2]})
-    mb, divisor = window_mb(network, torch.zeros(1, 2, 16, 16, 16))
-    assert mb == pytest.approx(4 * 16**3 * (6 * 16 + 2 * 3) / MB)
-    assert divisor == (2, 2, 2)
+    cost = window_cost(network, 2, (16, 16, 16))
+    assert cost.mb == pytest.approx(4 * 16**3 * CPU_MAPS * 16 / MB + LIBRARY_MB)
+    assert window_cost(network, 2, (32, 16, 16)).operations == pytest.approx(2 * cost.operations)
+    assert window_cost(Ensemble([network, network]), 2, (16, 16, 16)).operations == pytest.approx(cost.operations)
+
+
+def test_the_divisor_leaves_the_network_as_it_was():
+    network = build_network("residual_unet", 2, 3, {"features": [8, 16], "blocks": [1, 1], "strides": [1, 2]})
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    assert window_divisor(network, 2, (16, 16, 16)) == (2, 2, 2)
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["plain_unet", "resenc_unet", "residual_unet", "segresnet", "swin_unetr"])
+def test_the_cost_of_a_network_is_about_what_torch_counts(name):
+    """By shapes alone: nothing is run."""
+    widest = [0]
+    with torch.device("meta"):
+        options = {"features": (4, 8, 16)} if name in ("plain_unet", "resenc_unet") else {}
+        network = build_network(name, 1, 2, options).eval()
+        for module in network.modules():
+            if isinstance(module, torch.nn.Conv3d):
+                module.register_forward_hook(lambda _, i, o: widest.append(max(i[0].numel(), o.numel())))
+        with FlopCounterMode(display=False) as counter, torch.inference_mode():
+            network(torch.empty((1, 1, 64, 64, 64)))
+    cost = window_cost(network, 1, (64, 64, 64))
+    assert 0.5 < cost.operations / counter.get_total_flops() < 2
+    assert (cost.mb - LIBRARY_MB) * MB / 4 / CPU_MAPS == pytest.approx(max(widest), rel=0.01)
 
 
 def test_smaller_windows_by_hand():
     """Half of 64 x 64 x 24 voxels in steps of 16, and never below two of them: 32 x 32 x 24."""
     grid = Grid((256, 256, 256), np.diag([1.0, 1.0, 1.0, 1.0]))
-    work = Work(grid, (1.0, 1.0, 1.0), (64, 64, 24), 1, 3, 960.0, 500.0, divisor=(16, 16, 16), window_seconds=1.0)
+    work = Work(
+        grid, (1.0, 1.0, 1.0), (64, 64, 24), 1, 3, 960.0, 500.0, divisor=lambda: (16, 16, 16), window_seconds=1.0
+    )
     assert work.window(Choice()) == (64, 64, 24)
     assert work.window(Choice(window=0.75)) == (48, 48, 24)
     assert work.window(Choice(window=0.5)) == (32, 32, 24)

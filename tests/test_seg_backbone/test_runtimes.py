@@ -14,7 +14,7 @@ from seg_backbone.errors import ConfigError
 from seg_backbone.nets import build_network
 from seg_backbone.plan import Plan
 from seg_backbone.predict import Segmenter
-from seg_backbone.runtimes import drift, openvino_runtime, require_runtime, torch_runtime
+from seg_backbone.runtimes import Runtimes, drift, openvino_runtime, require_runtime, torch_runtime
 
 OPTIONS = {"features": [4, 8], "blocks": [1, 1], "strides": [1, 2]}
 PATCH = (16, 16, 16)
@@ -114,8 +114,34 @@ def test_the_segmenter_tells_which_runtime_it_used():
     kept = segmenter(SCAN, "CT", keep_stages=(0,))
     assert (kept.report["runtime"]["used"], kept.report["runtime"]["why"]) == ("torch", "features come from torch")
     np.testing.assert_array_equal(kept.mask.array, torch_mask)
-    auto = Segmenter(network_of(), PLAN, "0", runtime="auto")
-    assert [auto(SCAN, "CT", fast=fast).report["runtime"]["used"] for fast in (False, True)] == ["torch", "openvino"]
+
+
+@needs_openvino
+def test_auto_takes_openvino_where_it_pays(monkeypatch):
+    """By hand: torch takes 0.1 s a window, openvino 0.04 s, 2 s to load and 3 s to convert."""
+    torch.set_num_threads(1)
+
+    def auto():
+        made = Runtimes(network_of(), 2, PATCH, "auto", torch.device("cpu"))
+        monkeypatch.setattr(runtimes, "TORCH_SPEED", made.cost.operations / 0.1)
+        monkeypatch.setattr(runtimes, "OPENVINO_SPEED", made.cost.operations / 0.04)
+        return made
+
+    monkeypatch.setattr(runtimes, "LOAD_SECONDS", 2.0)
+    monkeypatch.setattr(runtimes, "CONVERT_SECONDS", 3.0)
+    assert auto().choose(False, False, windows=1000).why == "auto takes openvino in fast mode on a CPU"
+    few = auto().choose(True, False, windows=80)  # 8.0 s against 3.2 + 5
+    assert few.name == "torch"
+    assert few.why == "80 windows: about 8.0 s by torch, 5.2 s by openvino and 3.0 s to convert it"
+    assert auto().choose(True, False, windows=90).name == "openvino"  # 9.0 s against 3.6 + 5; it is kept now
+    few = auto().choose(True, False, windows=33)
+    assert few.why == "33 windows: about 3.3 s by torch, 3.3 s by openvino"
+    made = auto()
+    assert made.choose(True, False, windows=35).name == "openvino"
+    assert made.choose(True, False, windows=1).name == "openvino"  # it is there
+    assert auto().choose(True, False).name == "openvino"  # nobody knows how many
+    found = Segmenter(network_of(), PLAN, "0", runtime="auto")(SCAN, "CT", fast=True).report["runtime"]
+    assert found["used"] == "torch" and found["why"].startswith("2 windows: about")
 
 
 @pytest.mark.parametrize("asked", ["openvino", "compile"])

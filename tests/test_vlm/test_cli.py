@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import subprocess
 import sys
 
@@ -125,6 +126,50 @@ def test_a_broken_scan_does_not_stop_the_rest(run, model, volume, tmp_path):
     assert sorted(path.name for path in out.iterdir()) == ["ball.nii.gz", "labels.json"]
 
 
+def test_a_folder_that_cannot_be_written_is_told_at_once(run, model, volume, tmp_path):
+    scan, file = write_volume(volume, tmp_path / "ball.nii.gz"), tmp_path / "file"
+    file.write_text("not a folder")
+    for options in (["-o", file], ["-o", file / "deep"], ["-o", tmp_path / "out", "--report", file / "report.json"]):
+        code, _, stderr = run("segment", scan, "--model", model, *options)
+        assert (code, stderr.count("\n")) == (2, 1)
+        assert "expected a folder that can be written, found" in stderr
+        assert not (tmp_path / "out").exists()
+
+
+def test_a_full_disk_leaves_nothing_half_written(run, model, volume, tmp_path, monkeypatch):
+    scan = write_volume(volume, tmp_path / "ball.nii.gz")
+
+    def full(image, path):
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr("seg_backbone.io.nifti.nib.save", full)
+    code, _, stderr = run("segment", scan, "-o", tmp_path / "out", "--model", model, "--modality", "CT")
+    assert (code, stderr.count("\n")) == (1, 1) and "No space left on device" in stderr
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize(("what", "code"), [("end", 143), ("fail", 1)])
+def test_main_ends_in_one_line(monkeypatch, capsys, what, code):
+    import signal
+
+    from vlm import cli
+
+    def stop(**_):
+        if what == "end":
+            signal.raise_signal(signal.SIGTERM)
+        raise PermissionError(13, "Permission denied", "/there")
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(cli, "app", stop)
+    with pytest.raises(SystemExit) as left:
+        cli.main()
+    signal.signal(signal.SIGTERM, before)
+    assert left.value.code == code
+    told = capsys.readouterr().err
+    assert told == ("" if what == "end" else "error: [Errno 13] Permission denied: '/there'\n")
+
+
 def test_segment_under_caps(run, model, volume, tmp_path):
     scan, out = write_volume(volume, tmp_path / "ball.nii.gz"), tmp_path / "out"
     common = ["segment", scan, "--model", model, "--device", "cpu", "--modality", "CT"]
@@ -140,6 +185,8 @@ def test_segment_under_caps(run, model, volume, tmp_path):
     assert code == 2 and stderr.count("\n") == 1
     assert "at least --max-ram-mb" in stderr and "found --max-ram-mb 1" in stderr
     assert not (tmp_path / "none").exists()
+    least = re.search(r"at least --max-ram-mb (\d+)", stderr).group(1)
+    assert run(*common, "-o", tmp_path / "least", "--max-ram-mb", least)[0] == 0
     code, _, stderr = run(*common, "-o", out, "--max-seconds", 0)
     assert code == 2 and "--max-seconds" in stderr
 

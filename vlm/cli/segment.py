@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from seg_backbone.lesions import Instance
-    from seg_backbone.predict import Segmentation, Segmenter
+    from seg_backbone.predict import Drawing, Segmenter
     from seg_backbone.volume import Volume
 
 Span = tuple[float, float]  # time of day in seconds, start and end
@@ -57,7 +57,7 @@ def segment(
     device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where the network runs.")] = "auto",
     runtime: Annotated[
         Literal["torch", "compile", "openvino", "openvino-int8", "auto"],
-        typer.Option(help="auto: OpenVINO if installed, with --fast on a CPU. compile: torch.compile, for many scans."),
+        typer.Option(help="auto: OpenVINO where it pays, with --fast on a CPU. compile: torch.compile, many scans."),
     ] = "auto",
     max_gpu_mb: Annotated[float | None, typer.Option(help="Cap on the device's memory.")] = None,
     max_ram_mb: Annotated[float | None, typer.Option(help="Cap on this process' memory.")] = None,
@@ -90,13 +90,15 @@ def segment(
     scans = collect(paths, out, len(Plan.read(find_model(model) / PLAN).channels))
 
     from seg_backbone.errors import InputError
-    from seg_backbone.io import read_volume, replacing, write_mask
+    from seg_backbone.io import read_volume, replacing, require_writable, write_mask
     from seg_backbone.labels import to_scheme, undrawn
     from seg_backbone.scan_classes import RESULT_FILE, write_results
     from seg_backbone.stream import stream
     from seg_backbone.table import write_statistics
     from vlm.cli.progress import stages
 
+    for folder in {out, report.parent} if report else {out}:
+        require_writable(folder)
     found: list[tuple[str, Instance]] = []
     names: dict[str, int] = {}
     loaded: list[Segmenter] = []
@@ -112,7 +114,15 @@ def segment(
             loaded[0].foresee(item[1], max_ram_mb)
         return read_volume(item[1], modality), (started, time.time())
 
-    def prepare() -> Callable[[tuple[Volume, Span]], tuple[Volume, Segmentation]]:
+    def windows(segmenter: Segmenter) -> int | None:
+        """About how many there will be, as if all scans were like the first; None where its header does not tell."""
+        try:
+            count = segmenter.windows(next(iter(scans.values())), fast, step)
+        except InputError:
+            return None  # it is told when it is read
+        return None if count is None else count * len(scans)
+
+    def prepare() -> Callable[[tuple[Volume, Span]], tuple[Drawing, dict[str, Span]]]:
         from seg_backbone.governor import Budget
         from seg_backbone.predict import Segmenter, Settings
 
@@ -122,13 +132,14 @@ def segment(
             Settings(step)
         segmenter = Segmenter.load(model, device, runtime)
         loaded.append(segmenter)
-        segmenter.runtimes.choose(fast, False, max_ram_mb is not None)  # made while the first scan is read
+        count = windows(segmenter)
+        segmenter.runtimes.choose(fast, False, max_ram_mb is not None, count)  # made while the first scan is read
         once["load"] = (once["import"][1], time.time())
 
-        def work(scan: tuple[Volume, Span]) -> tuple[Volume, Segmentation]:
+        def work(scan: tuple[Volume, Span]) -> tuple[Drawing, dict[str, Span]]:
             volume, reading = scan
             started = time.time()
-            result = segmenter(
+            drawing = segmenter.draw(
                 volume,
                 fast=fast,
                 progress=lambda done, total: progress("windows", done, total),
@@ -143,17 +154,19 @@ def segment(
                 roi=roi,
                 gate=gate,
             )
-            parts = {**once, **_spans(started, result.report["seconds"]), "read": reading}
+            spans = {**once, **_spans(started, drawing.report["seconds"]), "read": reading}
             once.clear()
-            result.report["seconds"] = {name: round(end - start, 3) for name, (start, end) in parts.items()}
-            result.report["spans"] = parts
-            return volume, result
+            return drawing, spans
 
         return work
 
-    def write(item: tuple[str, Path], work: tuple[Volume, Segmentation]) -> dict[str, Any]:
-        (case, scan), (volume, result) = item, work
+    def write(item: tuple[str, Path], work: tuple[Drawing, dict[str, Span]]) -> dict[str, Any]:
+        from seg_backbone.predict import measure
+
+        (case, scan), (drawing, spans) = item, work
         started = time.time()
+        result = measure(drawing)
+        measured = time.time()
         mask, dropped = to_scheme(result.mask, labels)
         written = write_mask(mask, out / f"{case}.nii.gz")
         if dicom_seg:
@@ -164,12 +177,13 @@ def segment(
         if preview:
             from seg_backbone.preview import write_preview
 
-            write_preview(volume, result.mask, result.instances, out / f"{case}.png")
+            write_preview(drawing.volume, result.mask, result.instances, out / f"{case}.png")
         found.extend((case, instance) for instance in result.instances)
         names.update(mask.labels)
         report = result.report
-        report["spans"]["write"] = (started, time.time())
-        report["seconds"]["write"] = round(time.time() - started, 3)
+        spans |= {"measure": (started, measured), "write": (measured, time.time())}
+        report["spans"] = spans
+        report["seconds"] = {name: round(end - start, 3) for name, (start, end) in spans.items()}
         drawn = [name for name in report["classes"] if name not in report["not_trained_for"]]
         return {
             "output": str(written),
@@ -211,7 +225,10 @@ def segment(
     if as_json:
         print(text, end="")
     elif sys.stdout.isatty():
-        print(f"{len(scans) - len(failures)} of {len(scans)} scans segmented, {len(found)} instances: {out}")
+        spent = time.time() - begun
+        network = sum(end - start for one in entries if "spans" in one for start, end in [one["spans"]["network"]])
+        speed = f"{spent:.1f} s, the network busy for {network / spent:.0%} of it"
+        print(f"{len(scans) - len(failures)} of {len(scans)} scans segmented, {len(found)} instances: {out} ({speed})")
     if failures:
         users = len(failures) == len(scans) and all(isinstance(error, InputError) for error in failures)
         raise typer.Exit(2 if users else 1)
