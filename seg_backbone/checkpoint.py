@@ -8,7 +8,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from seg_backbone.errors import CheckpointError
+from seg_backbone.errors import CheckpointError, ConfigError
 from seg_backbone.plan import Plan
 
 if TYPE_CHECKING:
@@ -63,10 +63,16 @@ def load_model(name: str | Path) -> tuple[nn.Module, Plan, str]:
 
     folder = find_model(name)
     plan = Plan.read(folder / PLAN)
-    members = [
-        build_network(plan.network, plan.inputs, plan.outputs, plan.network_options) for _ in range(plan.members)
-    ]
+    try:
+        members = [
+            build_network(plan.network, plan.inputs, plan.outputs, plan.network_options) for _ in range(plan.members)
+        ]
+    except ConfigError as error:
+        raise CheckpointError(folder / PLAN, error.expected, error.found, error.todo) from None
     network = members[0] if len(members) == 1 else Ensemble(members)
+    if any(size % step for size, step in zip(plan.patch, network.divisor, strict=True)):  # type: ignore[arg-type]
+        expected = f"a patch of multiples of {network.divisor}"
+        raise CheckpointError(folder / PLAN, expected, f"{list(plan.patch)}", "change it, or fetch the model again")
     data = (folder / WEIGHTS).read_bytes()
     try:
         state = {key: value.float() if value.is_floating_point() else value for key, value in load(data).items()}

@@ -17,9 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import nn
-from torch.func import functional_call
 
 from seg_backbone.errors import ConfigError
 from seg_backbone.geometry import Grid
@@ -129,7 +127,7 @@ class Work:
     grid: the scan in canonical axes. spacing_mm, patch: of the plan. channels, classes: of the network, background
     included. window_mb: see the function. held_ram_mb, held_gpu_mb: what process and device hold already, the scan
     included. read_mb: what reading holds beside the scan. normalise_bytes: a voxel, while the nonzero is sought.
-    divisor: says what a window is a multiple of, by axis. on_gpu: where the network runs. elapsed, window_seconds,
+    divisor: a window is a multiple of it, by axis. on_gpu: where the network runs. elapsed, window_seconds,
     slice_seconds: spent so far; of one window; of the export of one slice of the scan.
     """
 
@@ -143,7 +141,7 @@ class Work:
     held_gpu_mb: float = 0.0
     read_mb: float = 0.0
     normalise_bytes: float = 0.0
-    divisor: Callable[[], tuple[int, int, int]] = lambda: (1, 1, 1)
+    divisor: tuple[int, int, int] = (1, 1, 1)
     on_gpu: bool = False
     elapsed: float = 0.0
     window_seconds: float = 0.0
@@ -155,7 +153,7 @@ class Work:
             return self.patch
         sides = [
             min(size, max(2, int(size * choice.window) // step) * step)
-            for size, step in zip(self.patch, self.divisor(), strict=True)
+            for size, step in zip(self.patch, self.divisor, strict=True)
         ]
         return sides[0], sides[1], sides[2]
 
@@ -254,10 +252,12 @@ class WindowCost:
 def window_cost(network: nn.Module, channels: int, patch: tuple[int, int, int], on_gpu: bool = False) -> WindowCost:
     """The cost of a (1, channels, *patch) window, from the weights alone: running one would take what is asked for.
 
-    Of a network that doubles its features where it halves its map, as U-Nets do, each convolution's features tell how
-    small its map is; the first one runs at full resolution.
+    Of a network that doubles its features where it halves its map, as U-Nets do, the features that a convolution makes
+    tell how small its map is; the first one runs at full resolution. Those of one voxel, as in front of the logits of
+    deep supervision, cost next to nothing.
     """
     convolutions = [one for one in network.modules() if isinstance(one, nn.Conv3d | nn.ConvTranspose3d)]
+    convolutions = [one for one in convolutions if math.prod(one.kernel_size) > 1]
     voxels, operations, widest = math.prod(patch), 0.0, float(channels)
     for one in convolutions:
         share = min(1.0, convolutions[0].out_channels / one.out_channels) ** 3
@@ -265,33 +265,6 @@ def window_cost(network: nn.Module, channels: int, patch: tuple[int, int, int], 
         widest = max(widest, max(one.in_channels, one.out_channels) * share)
     maps = 4 * (GPU_MAPS if on_gpu else CPU_MAPS) * widest * voxels
     return WindowCost(maps / MB + (0.0 if on_gpu else LIBRARY_MB), operations)
-
-
-class _Encoder(nn.Module):
-    """The deepest map of a network of seg_backbone.nets."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, window: torch.Tensor) -> torch.Tensor:
-        return self.network.encoder(window)[-1]
-
-
-def window_divisor(network: nn.Module, channels: int, patch: tuple[int, int, int]) -> tuple[int, int, int]:
-    """How many voxels lie behind one of the deepest map, by axis: it divides every window that the network takes.
-
-    Torch's meta device says so without running the network, but needs a second to load.
-    """
-    encoder = _Encoder(network)
-    weights = (*encoder.named_parameters(), *encoder.named_buffers())
-    shapes = {name: torch.empty_like(value, device="meta") for name, value in weights}
-    window = torch.empty((1, channels, *patch), device="meta")
-    with torch.inference_mode():
-        # names that share a module are replaced once: tied, they would not be put back
-        deepest = functional_call(encoder, shapes, window, tie_weights=False)
-    sides = [size // n for size, n in zip(patch, deepest.shape[2:], strict=True)]
-    return sides[0], sides[1], sides[2]
 
 
 def machine_mb() -> dict[str, float]:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from seg_backbone.errors import CheckpointError, InputError
+from seg_backbone.errors import CheckpointError, ConfigError, InputError
 from seg_backbone.labels import LabelFile, read_label_file
 from seg_backbone.plan import Channel, Plan
 
@@ -80,7 +80,10 @@ def import_nnunet(source: str | Path, out: str | Path, folds: tuple[str, ...] = 
     order = _order(folder / "plans.json", plans)
     members = []
     for fold, one in trained.items():
-        network = build_network(plan.network, plan.inputs, plan.outputs, plan.network_options).eval()
+        try:
+            network = build_network(plan.network, plan.inputs, plan.outputs, plan.network_options).eval()
+        except ConfigError as error:
+            raise CheckpointError(folder / "plans.json", error.expected, error.found, "copy the folder whole") from None
         wanted = {name: tuple(value.shape) for name, value in own_weights(network).items()}
         turned = {name: _turned(one.weights[name], order) for name in wanted if name in one.weights}
         if {name: tuple(value.shape) for name, value in turned.items()} != wanted:

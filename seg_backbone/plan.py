@@ -162,7 +162,8 @@ class Plan:
         assert len(set(self.classes)) == len(self.classes) > 0, "class names must differ"
         assert {part for parts in self.regions.values() for part in parts} <= set(self.classes), "regions name classes"
         assert not set(self.regions) & set(self.classes), "a region has a class's name"
-        assert all(s > 0 for s in self.spacing_mm) and 0 < self.step <= 1
+        assert all(s > 0 for s in self.spacing_mm), "spacing_mm is above 0"
+        assert 0 < self.step <= 1, "step is above 0 and up to 1"
         assert set(self.mirror_axes) <= {0, 1, 2}, "mirror_axes are among 0, 1, 2"
         assert self.orientation in ORIENTATIONS, f"orientation is one of {ORIENTATIONS}"
         assert self.resampling in RESAMPLINGS, f"resampling is one of {RESAMPLINGS}"

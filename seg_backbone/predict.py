@@ -331,7 +331,7 @@ class Segmenter:
             classes=classes,
             normalise_bytes=1.0 * self.plan.crop_nonzero + 5.0 * masked,  # where it is zero; its holes filled
             window_mb=self.runtimes.cost.mb + 8 * classes * math.prod(self.plan.patch) / MB,  # its logits, twice
-            divisor=lambda: self.runtimes.divisor,
+            divisor=self.network.divisor,
             held_ram_mb=ram_mb() + scan_mb,
             held_gpu_mb=self._held_gpu_mb(),
             read_mb=read_mb,

@@ -27,7 +27,7 @@ import numpy as np
 import torch
 
 from seg_backbone.errors import ConfigError
-from seg_backbone.governor import WindowCost, window_cost, window_divisor
+from seg_backbone.governor import WindowCost, window_cost
 from seg_backbone.io.atomic import replacing
 from seg_backbone.scan_heads import WithPooled, WithStatistics
 from seg_backbone.sliding_window import Forward, pad_to_patch, window_starts
@@ -84,11 +84,6 @@ class Runtimes:
         """What one window takes."""
         return window_cost(self.network, self.channels, self.patch, self.device.type == "cuda")
 
-    @cached_property
-    def divisor(self) -> tuple[int, int, int]:
-        """What the sides of every window are multiples of."""
-        return window_divisor(self.network, self.channels, self.patch)
-
     def choose(self, fast: bool, features: bool, capped: bool = False, windows: int | None = None) -> Runtime:
         """The runtime for a scan. features: whether encoder features are kept. int8 comes only with `verified`.
 
@@ -121,7 +116,7 @@ class Runtimes:
         if by_torch < by_openvino:
             return why
         if by_torch < by_openvino + CONVERT_SECONDS and not kept_model(self.converted, self.patch).is_file():
-            return f"{why} and {CONVERT_SECONDS:.1f} s to convert it"
+            return f"{why} and {CONVERT_SECONDS:.1f} s to convert it, which --runtime openvino does once"
         return None
 
     def plain(self, fast: bool, why: str | None = None) -> Runtime:

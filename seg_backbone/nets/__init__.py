@@ -8,6 +8,7 @@ Deep supervision: the U-Nets take the option `deep_supervision: true`. Then, in 
 `network.decoder(maps)` return a list of logits instead, finest first, one a decoder stage; the finest has the size of
 the patch, each other one the size of an encoder stage. In eval mode it is always the one finest tensor, and the weights
 have the same names and shapes with the option and without it.
+`network.divisor` is what the sides of every window are multiples of, by axis.
 `network.encoder_modules()` lists what the feature maps depend on; `parts` tells its modules from the rest.
 
 A classifier (`build_classifier`) sees a window and returns (B, outputs) logits; it has no encoder and no decoder.

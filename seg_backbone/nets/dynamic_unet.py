@@ -15,6 +15,7 @@ Dimension legend; S stages, stage s strided by strides[0] x ... x strides[s] =: 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -115,6 +116,12 @@ class _OneTensorInEval:
 
     def encoder_modules(self) -> list[nn.Module]:
         return [self.encoder]
+
+    @property
+    def divisor(self) -> tuple[int, int, int]:
+        """d(S - 1) by axis."""
+        i, j, k = (math.prod(stride[axis] for stride in self.encoder.strides) for axis in range(3))
+        return i, j, k
 
 
 class PlainUNet(_OneTensorInEval, PlainConvUNet):

@@ -64,6 +64,8 @@ def resnet18(channels: int, outputs: int, features: Sequence[int] = (64, 128, 25
 class SwinUnetr(SwinUNETR):
     """See `swin_unetr`: MONAI's forward pass in its two halves."""
 
+    divisor = (32, 32, 32)
+
     def encoder(self, x: torch.Tensor) -> list[torch.Tensor]:
         self._check_input_size(x.shape[2:])
         hidden = self.swinViT(x, self.normalize)
@@ -96,6 +98,12 @@ class SegResnet(SegResNet):
 
     def encoder_modules(self) -> list[nn.Module]:
         return [self.convInit, self.down_layers]
+
+    @property
+    def divisor(self) -> tuple[int, int, int]:
+        """2^(S - 1), S stages."""
+        side = 2 ** (len(self.down_layers) - 1)
+        return side, side, side
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.decoder(self.encoder(x))

@@ -20,6 +20,7 @@ class Ensemble(nn.Module):
     def __init__(self, members: Sequence[nn.Module]) -> None:
         super().__init__()
         self.members = nn.ModuleList(members)
+        self.divisor = members[0].divisor
 
     def encoder(self, x: torch.Tensor) -> list[torch.Tensor]:
         stages = zip(*(member.encoder(x) for member in self.members), strict=True)
@@ -46,6 +47,7 @@ class Regions(nn.Module):
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
+        self.divisor = network.divisor
 
     def encoder(self, x: torch.Tensor) -> list[torch.Tensor]:
         return self.network.encoder(x)

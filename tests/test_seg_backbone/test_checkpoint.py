@@ -93,3 +93,18 @@ def test_weights_of_another_plan(folder, changes):
 def test_a_broken_plan(folder):
     (folder / "plan.json").write_text("{")
     refused(folder, "plan.json: expected a plan.json")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"network": "mamba"}, "plan.json: expected one of .*, found 'mamba'"),
+        ({"network_options": {"features": [4, 8], "strides": [1]}}, "plan.json: expected options .* differ in length"),
+        ({"patch": [16, 16, 17]}, "plan.json: expected a patch of multiples of"),
+        ({"spacing_mm": [0, 1, 1]}, "plan.json: expected .*, found .*spacing_mm is above 0"),
+    ],
+)
+def test_a_plan_that_is_no_network_is_named(folder, changes, words):
+    path = folder / "plan.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    refused(folder, words)

@@ -111,6 +111,7 @@ def test_strides_and_kernels_of_each_axis(name):
         maps = network.encoder(x)
         assert [tuple(m.shape[1:]) for m in maps] == [(4, 16, 12, 6), (6, 8, 6, 6), (8, 4, 3, 3)]
         assert network(x).shape == (1, 2, 16, 12, 6)
+        assert network.divisor == (4, 4, 2)
         torch.testing.assert_close(network(x), network.decoder(maps))
     kernels = {tuple(p.shape[2:]) for key, p in network.encoder.stages[0].named_parameters() if p.ndim == 5}
     assert kernels <= {(3, 3, 1), (1, 1, 1)} and (3, 3, 1) in kernels
@@ -162,6 +163,7 @@ def test_monais_networks_in_two_halves(name, options, maps):
     with torch.inference_mode():
         found = network.encoder(x)
         assert [(m.shape[1], m.shape[2]) for m in found] == maps
+        assert network.divisor == (64 // maps[-1][1],) * 3
         # MONAI's own forward pass, which ours replaces
         torch.testing.assert_close(network.decoder(found), type(network).__mro__[1].forward(network, x))
         assert network(x).shape == (1, 3, 64, 64, 64)

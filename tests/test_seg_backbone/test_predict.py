@@ -143,6 +143,8 @@ def test_features_lie_inside_the_padded_extent_and_have_the_stages_shapes(result
 class Averages(torch.nn.Module):
     """A network whose features are the input itself, and its averages over cells of two voxels."""
 
+    divisor = (2, 2, 2)
+
     def forward(self, x):
         return self.decoder(self.encoder(x))
 
@@ -179,6 +181,8 @@ def test_fast_mode_looks_at_fewer_windows(segmenter):
 
 class Threshold(torch.nn.Module):
     """Class 1 above 100 HU, class 2 where the second channel says so too; blind to everything around a voxel."""
+
+    divisor = (1, 1, 1)
 
     def forward(self, x):
         return self.decoder(self.encoder(x))
