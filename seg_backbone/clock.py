@@ -13,11 +13,12 @@ T = TypeVar("T")
 
 
 class Clock:
-    """Seconds between laps, by name."""
+    """Seconds between laps, by name. spent: what the total begins with."""
 
-    def __init__(self) -> None:
+    def __init__(self, spent: float = 0.0) -> None:
         self.seconds: dict[str, float] = {}
-        self._start = self._last = time.perf_counter()
+        self._last = time.perf_counter()
+        self._start = self._last - spent
 
     def lap(self, name: str) -> None:
         """Book the time since the last lap."""
@@ -33,7 +34,7 @@ class Clock:
             self.lap(using)
 
     def total(self) -> float:
-        """Seconds since the clock was made."""
+        """Seconds since the clock was made, and what was spent before."""
         return round(time.perf_counter() - self._start, 3)
 
 

@@ -150,6 +150,7 @@ class Segmenter:
         max_gpu_mb: float | None = None,
         max_ram_mb: float | None = None,
         max_seconds: float | None = None,
+        spent_seconds: float = 0.0,
         verify_skips: bool = False,
         step: float | None = None,
         blending: str = "gaussian",
@@ -163,9 +164,10 @@ class Segmenter:
         (array, affine): (i, j, k) numbers and a 4x4 voxel -> RAS mm affine. fast: fewer overlapping windows (a model of
         nnU-Net keeps its own: others would give another mask), and those that a certificate rules out are skipped.
         keep_stages: encoder stages whose features to keep (see Features); then every window is run once, by torch.
-        progress: called with (windows done, all). max_*: see Budget;
-        settings are degraded until they fit, and the report says which. verify_skips: also run the skipped windows and
-        say what differs. step: share of a window between neighbours, instead of the plan's. blending: see BLENDINGS.
+        progress: called with (windows done, all). max_*: see Budget; settings are degraded until they fit, and the
+        report says which. spent_seconds: on reading a Volume; they count for max_seconds. verify_skips: also run the
+        skipped windows and say what differs. step: share of a window between neighbours, instead of the plan's.
+        blending: see BLENDINGS.
         mirror: mean over the flips that the model was trained with; None: where nnU-Net does so, not in fast mode.
         export: see `argmax_slabs`. roi: a low-resolution pass says which windows to run; None: in fast mode, where the
         plan has one and it costs less than half of them. gate: the model's classifier says it too; None: in fast mode,
@@ -174,7 +176,7 @@ class Segmenter:
         Raises ScanError for bad input, ConfigError for settings that do not exist and for caps that are too small,
         naming the smallest that would do.
         """
-        clock = Clock()
+        clock = Clock(spent_seconds)
         nnunet = self.plan.resampling == "nnunet"
         mirror = nnunet and not fast if mirror is None else mirror
         if nnunet and blending == "gaussian":

@@ -302,6 +302,8 @@ def test_caps_change_nothing_that_fits_and_degrade_what_does_not(segmenter, scan
     assert free.report["budget"]["predicted"]["ram_mb"] > 0 < free.report["budget"]["predicted"]["seconds"]
     with pytest.raises(ConfigError, match="at least --max-seconds"):
         segmenter((scan, AFFINE), "CT", max_seconds=1e-4)
+    with pytest.raises(ConfigError, match="at least --max-seconds 10[0-9][0-9],"):  # reading took 1000 s already
+        segmenter((scan, AFFINE), "CT", max_seconds=500, spent_seconds=1000)
     with pytest.raises(ConfigError, match="verify_skips"):
         segmenter((scan, AFFINE), "CT", max_seconds=100, verify_skips=True)
 
