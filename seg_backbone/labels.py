@@ -106,7 +106,8 @@ WORDS: dict[str, tuple[str, ...]] = {
     ),
 }  # fmt: skip
 LESIONS = ("tumour",)
-LESION_WORDS = (*WORDS["tumour"], "lesions", "tumours", "tumors", "metastasis", "metastases", "nodule", "nodules")
+LESION_WORDS = {*WORDS["tumour"], "tumours", "tumors", "lesions", "metastasis", "metastases", "nodule", "nodules"}
+LESION_WORDS |= {"cyst", "cysts", "cancer", "gtv"}
 NO_LESIONS = ("body mass", "muscle mass", "bone mass", "fat mass", "lean mass", "mass effect", "growth plate")
 # Ids that a challenge's scorer expects. Every lesion class stands under "tumour".
 FLARE23_LABELS = {
@@ -152,8 +153,9 @@ def other_side(name: str) -> str | None:
 
 
 def is_lesion(name: str) -> bool:
-    """Whether a canonical class name is that of lesions: "tumour", "liver_tumor", "lung_nodule_left"."""
-    return display(name) not in NO_LESIONS and any(part in LESION_WORDS for part in name.split("_"))
+    """Whether a class name is that of lesions: "tumour", "liver_tumor", "Lung nodule left"."""
+    words = name.lower().replace("_", " ").split()
+    return " ".join(words) not in NO_LESIONS and not LESION_WORDS.isdisjoint(words)
 
 
 def display(name: str) -> str:

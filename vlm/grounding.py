@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from seg_backbone.labels import WORDS, display
+from seg_backbone.labels import WORDS, display, is_lesion
 
 SLIPPED = 6  # letters from which a word is recognised with one slip
 LESION = "tumour"  # the structure that every word for a lesion in general names
@@ -163,12 +163,6 @@ def split_side(name: str) -> tuple[str, str | None]:
         return base, last
     first, _, rest = name.partition("_")
     return (rest, first) if rest and first in _SIDES else (name, None)
-
-
-def is_lesion(name: str) -> bool:
-    """True for a class whose name says lesion: tumour, lesion, metastasis, cyst, ..."""
-    words = set(name.lower().replace("_", " ").split())
-    return bool(words & {"tumour", "tumor", "lesion", "mass", "metastasis", "cancer", "gtv", "cyst", "nodule"})
 
 
 def words_for(name: str) -> tuple[str, ...]:

@@ -14,13 +14,13 @@ import nibabel as nib
 import numpy as np
 
 from seg_backbone.geometry import Grid
+from seg_backbone.labels import is_lesion
 from seg_backbone.lesions import Instance, Instances
 from seg_backbone.predict import Features
 from seg_backbone.relations import Relations
 from seg_backbone.volume import Volume
 from vlm.body import body_grid
 from vlm.encoders.pooling import CELLS, Cells, instance_features, visual_cells
-from vlm.grounding import is_lesion
 from vlm.regions import REGIONS, regions_in_view
 
 GEOMETRY = 24  # numbers that describe an instance, see `geometry_of`

@@ -89,7 +89,7 @@ def test_the_older_form_of_id_to_name(tmp_path):
 
 
 def test_lesion_classes():
-    names = ("tumour", "liver_tumor", "lung_nodule_left", "metastasis", "liver", "muscle_mass", "masseter")
+    names = ("tumour", "Liver tumor", "lung_nodule_left", "kidney_cyst", "liver", "muscle_mass", "masseter")
     assert [is_lesion(name) for name in names] == [True] * 4 + [False] * 3
 
 

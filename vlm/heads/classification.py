@@ -10,9 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from seg_backbone.labels import display
+from seg_backbone.labels import display, is_lesion
 from seg_backbone.lesions import Instance
-from vlm.grounding import is_lesion
 from vlm.heads import labels, rules
 from vlm.heads.choose import choose, match_option
 from vlm.heads.reading import Reading, evidence, none_found

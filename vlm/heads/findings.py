@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from seg_backbone.labels import display
-from vlm.grounding import is_lesion
+from seg_backbone.labels import display, is_lesion
 from vlm.heads.reading import Reading, evidence
 
 

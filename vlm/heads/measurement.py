@@ -7,11 +7,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from seg_backbone.labels import display
+from seg_backbone.labels import display, is_lesion
 from seg_backbone.lesions import Instance
 from vlm.data.wordings import enumerate_things
 from vlm.facts import FACTS, UNITS, asked_unit
-from vlm.grounding import is_lesion
 from vlm.heads.reading import Reading, evidence, none_found
 
 _SAYS = {

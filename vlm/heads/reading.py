@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 from scipy.special import expit, logit
 
-from seg_backbone.labels import display
+from seg_backbone.labels import display, is_lesion
 from seg_backbone.lesions import Instance
 from vlm.data.threshold import Threshold
 from vlm.facts import FACTS
-from vlm.grounding import Mention, is_lesion
+from vlm.grounding import Mention
 from vlm.scene import Scene
 from vlm.schema import Question
 

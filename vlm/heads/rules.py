@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from seg_backbone.labels import is_lesion
 from seg_backbone.lesions import Instance
 from vlm import rules
-from vlm.grounding import is_lesion
 from vlm.heads.choose import choose
 from vlm.heads.reading import Reading, none_found
 

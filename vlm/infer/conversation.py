@@ -21,12 +21,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from seg_backbone.labels import display
+from seg_backbone.labels import display, is_lesion
 from seg_backbone.lesions import Instance
 from vlm.data.threshold import Threshold, parse_threshold
 from vlm.data.wordings import enumerate_things
 from vlm.facts import FACTS, asked_unit
-from vlm.grounding import Mention, find_mentions, is_lesion, split_side, words_for
+from vlm.grounding import Mention, find_mentions, split_side, words_for
 from vlm.heads.reading import Focus
 from vlm.infer.engine import Engine, Scan, spoken
 from vlm.infer.scope import LESION

@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from seg_backbone.labels import display
+from seg_backbone.labels import display, is_lesion
 from vlm.data.wordings import enumerate_things
 from vlm.facts import FACTS
-from vlm.grounding import Mention, is_lesion
+from vlm.grounding import Mention
 from vlm.heads.reading import Reading
 from vlm.scene import Scene, scene_classes
 
