@@ -33,6 +33,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from nnunet_words import architecture
+
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "examples" / "scans" / "Dataset101_HeadNeckCT" / "imagesTr" / "hn_019_0000.nii.gz"
 OURS = ("vlm fast", "vlm accurate", "imported fast", "imported accurate")
@@ -257,27 +259,8 @@ def make_model(classes: int, folder: Path) -> None:
     wider.load_state_dict(state)
     save_model(wider, plan, folder)
 
-    steps, kernels = plan.network_options["strides"], [[3, 3, 3]] * len(plan.network_options["strides"])
-    architecture = {
-        "network_class_name": "dynamic_network_architectures.architectures.unet.ResidualEncoderUNet",
-        "arch_kwargs": {
-            "n_stages": len(steps),
-            "features_per_stage": list(plan.network_options["features"]),
-            "conv_op": "torch.nn.modules.conv.Conv3d",
-            "kernel_sizes": kernels,
-            "strides": [[step] * 3 for step in steps],
-            "n_blocks_per_stage": list(plan.network_options["blocks"]),
-            "n_conv_per_stage_decoder": [1] * (len(steps) - 1),
-            "conv_bias": True,
-            "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d",
-            "norm_op_kwargs": {"eps": 1e-5, "affine": True},
-            "dropout_op": None,
-            "dropout_op_kwargs": None,
-            "nonlin": "torch.nn.LeakyReLU",
-            "nonlin_kwargs": {"inplace": True},
-        },
-        "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
-    }
+    options = plan.network_options
+    strides, kernels = [[step] * 3 for step in options["strides"]], [[3, 3, 3]] * len(options["strides"])
     resampling = {"is_seg": False, "order": 3, "order_z": 0, "force_separate_z": None}
     configuration = {
         "data_identifier": "benchmark",
@@ -293,7 +276,7 @@ def make_model(classes: int, folder: Path) -> None:
         "resampling_fn_seg_kwargs": resampling | {"is_seg": True, "order": 1},
         "resampling_fn_probabilities": "resample_data_or_seg_to_shape",
         "resampling_fn_probabilities_kwargs": resampling | {"order": 1},
-        "architecture": architecture,
+        "architecture": architecture(options["features"], options["blocks"], strides, kernels),
         "batch_dice": False,
     }
     # a window [low, high] mapped to [-1, 1], in the words of CTNormalization: clip, subtract, divide

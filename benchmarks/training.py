@@ -42,6 +42,8 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from nnunet_words import architecture
+
 ROOT = Path(__file__).parents[1]
 SYSTEMS = ("vlm", "nnunet grid", "nnunet", "vlm configured", "nnunet network")
 # what ships (seg_backbone/weights/default), written out, without its classes
@@ -237,34 +239,11 @@ def nnunet_prepare(dataset: str, plans_name: str, system: str) -> None:
         rules = planner.get_plans_for_configuration(*turned, own["data_identifier"], voxels, {})
         own |= {key: rules[key] for key in ("patch_size", "batch_size", "architecture")}
         if system == "nnunet network":
-            own["architecture"] = architecture(plans["transpose_forward"])
+            options, transpose = PLAN["network_options"], plans["transpose_forward"]
+            turned = (turn(options[name], transpose) for name in ("strides", "kernels"))
+            own["architecture"] = architecture(options["features"], options["blocks"], *turned)
         planner.save_plans(plans)
     preprocess_dataset(number, plans_name, ("3d_fullres",), (1,))
-
-
-def architecture(transpose: list[int]) -> dict[str, Any]:
-    """The network of PLAN in the words of nnU-Net's plans. transpose: see `turn`."""
-    options = PLAN["network_options"]
-    return {
-        "network_class_name": "dynamic_network_architectures.architectures.unet.ResidualEncoderUNet",
-        "arch_kwargs": {
-            "n_stages": len(options["features"]),
-            "features_per_stage": options["features"],
-            "conv_op": "torch.nn.modules.conv.Conv3d",
-            "kernel_sizes": turn(options["kernels"], transpose),
-            "strides": turn(options["strides"], transpose),
-            "n_blocks_per_stage": options["blocks"],
-            "n_conv_per_stage_decoder": [1] * (len(options["features"]) - 1),
-            "conv_bias": True,
-            "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d",
-            "norm_op_kwargs": {"eps": 1e-5, "affine": True},
-            "dropout_op": None,
-            "dropout_op_kwargs": None,
-            "nonlin": "torch.nn.LeakyReLU",
-            "nonlin_kwargs": {"inplace": True},
-        },
-        "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
-    }
 
 
 def turn(triples: list[list[Any]], transpose: list[int]) -> list[list[Any]]:

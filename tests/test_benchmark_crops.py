@@ -1,14 +1,7 @@
 """Crops of benchmarks/crops.py: they keep the tumour and move it."""
 
-import importlib.util
-from pathlib import Path
-
+import crops
 import numpy as np
-
-FILE = Path(__file__).parents[1] / "benchmarks" / "crops.py"
-spec = importlib.util.spec_from_file_location("crops", FILE)
-crops = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(crops)
 
 
 def test_a_crop_keeps_the_tumour_and_moves_it():

@@ -1,29 +1,18 @@
 """The benchmark of segmenting: its scans and models are what it says, its systems agree, its tables tell failures."""
 
-import importlib.util
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
+import segment as benchmark
 import torch
 
 from seg_backbone.checkpoint import load_model
 from seg_backbone.io import read_mask, read_volume
 
-FILE = Path(__file__).parents[1] / "benchmarks" / "segment.py"
-
 
 @pytest.fixture(scope="module")
-def benchmark():
-    specification = importlib.util.spec_from_file_location("benchmark_segment", FILE)
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="module")
-def files(benchmark, tmp_path_factory):
+def files(tmp_path_factory):
     """A scan of 128 x 128 x 48 voxels and a model of 10 classes."""
     folder = tmp_path_factory.mktemp("benchmark")
     benchmark.make_scan(128, 48, folder / "scan_0000.nii.gz")
@@ -31,7 +20,7 @@ def files(benchmark, tmp_path_factory):
     return folder
 
 
-def test_the_scan(files, benchmark):
+def test_the_scan(files):
     scan, source = read_volume(files / "scan_0000.nii.gz", "CT"), read_volume(benchmark.SOURCE, "CT")
     assert scan.array.shape == (128, 128, 48) and scan.array.dtype == np.int16 and scan.grid.orientation == "RAS"
     assert scan.grid.spacing_mm[0] * 128 == pytest.approx(source.grid.spacing_mm[0] * source.array.shape[0], rel=1e-4)
@@ -60,7 +49,7 @@ def test_the_folder_for_nnunet(files):
     assert checkpoint["init_args"] == {"configuration": "3d_fullres"}
 
 
-def test_the_systems_agree(files, benchmark):
+def test_the_systems_agree(files):
     scan = files / "scan_0000.nii.gz"
     for system, make in (("vlm accurate", benchmark.with_vlm), ("monai", benchmark.with_monai)):
         make(system, files / "model", "cpu")(scan, files / f"{system}.nii.gz")
@@ -74,7 +63,7 @@ def test_the_systems_agree(files, benchmark):
     assert "dice_to_nnunet" not in rows[0]
 
 
-def test_tables_tell_failures(benchmark, tmp_path):
+def test_tables_tell_failures(tmp_path):
     common = {"side": 512, "classes": 60, "warm_seconds": 1.0, "peak_rss_mb": 900.0, "peak_gpu_mb": None}
     fine = [{**common, "depth": d, "system": "vlm fast", "cold_seconds": d / 10, "failed": None} for d in (100, 300)]
     failed = {**common, "depth": 300, "system": "monai", "cold_seconds": None, "failed": "out of memory"}

@@ -1,29 +1,19 @@
 """The benchmark of training: its data are what it says, budget and schedule hold, the table tells the figures."""
 
-import importlib.util
 import json
 from itertools import count, repeat
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import training as benchmark
+from nnunet_words import architecture
 
 from seg_backbone.cases import list_cases
 from seg_backbone.geometry import Grid
 from seg_backbone.io import write_mask, write_volume
 from seg_backbone.nets import build_network
 from seg_backbone.volume import Mask, Volume
-
-FILE = Path(__file__).parents[1] / "benchmarks" / "training.py"
-
-
-@pytest.fixture(scope="module")
-def benchmark():
-    specification = importlib.util.spec_from_file_location("benchmark_training", FILE)
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module
 
 
 def make_dataset(data, name):
@@ -38,7 +28,7 @@ def make_dataset(data, name):
     (folder / "dataset.json").write_text(json.dumps(description))
 
 
-def test_patients_are_divided_by_the_split(benchmark, tmp_path):
+def test_patients_are_divided_by_the_split(tmp_path):
     make_dataset(tmp_path / "data", "Dataset001_Toy")
     lines = [{"dataset": "Dataset001_Toy", "case": "p_1", "annotated": []}, {"dataset": "Dataset002", "case": "q"}]
     (tmp_path / "data" / "manifest.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -71,13 +61,13 @@ class Trainer:
         return {"loss": 0.5}
 
 
-def test_the_budget_is_spent_and_the_schedule_is_whole(benchmark):
+def test_the_budget_is_spent_and_the_schedule_is_whole():
     trainer = Trainer()
     assert benchmark.spend(trainer, 90, clock=lambda: trainer.used) == 4  # the fourth step uses it up
     assert trainer.shares == pytest.approx([0, 25 / 90, 50 / 90, 75 / 90])
 
 
-def test_the_schedule_is_the_one_of_nnunet(benchmark):
+def test_the_schedule_is_the_one_of_nnunet():
     torch = pytest.importorskip("torch")
     schedule = pytest.importorskip("nnunetv2.training.lr_scheduler.polylr", reason="nnunetv2 is not installed")
     trainer, rates = Trainer(), []
@@ -89,38 +79,39 @@ def test_the_schedule_is_the_one_of_nnunet(benchmark):
     assert rates == pytest.approx([0.01 * (1 - share) ** 0.9 for share in (0, 0.25, 0.5, 0.75)])
 
 
-def test_steps_that_fit(benchmark):
+def test_steps_that_fit():
     # the first five steps warm up; the others take 2 s each; the first one ended after 12 s
     stamps = [100.0, 109, 115, 117, 119, *(119 + 2.0 * n for n in range(1, 16))]
     assert benchmark.steps_within(112, 12, stamps) == (50, 2.0)
     assert benchmark.steps_within(1, 12, stamps) == (1, 2.0)
 
 
-def test_nnunet_gets_our_network(benchmark):
+def test_nnunet_gets_our_network():
     from dynamic_network_architectures.architectures.unet import ResidualEncoderUNet
     from torch import nn
 
     plan = benchmark.PLAN
     ours = build_network(plan["network"], 1, 2, plan["network_options"])
-    options = benchmark.architecture([0, 1, 2])["arch_kwargs"]
+    stages = (plan["network_options"][name] for name in ("features", "blocks", "strides", "kernels"))
+    options = architecture(*stages)["arch_kwargs"]
     options |= {"conv_op": nn.Conv3d, "norm_op": nn.InstanceNorm3d, "nonlin": nn.LeakyReLU}
     theirs = ResidualEncoderUNet(1, num_classes=2, **options)
     shapes = [{name: tuple(value.shape) for name, value in net.state_dict().items()} for net in (ours, theirs)]
     assert shapes[0] == shapes[1]
 
 
-def test_axes_of_nnunet(benchmark):
+def test_axes_of_nnunet():
     assert benchmark.turn([[1, 2, 3]], [0, 1, 2]) == [[3, 2, 1]]
     assert benchmark.turn([[1, 2, 3]], [2, 0, 1]) == [[1, 3, 2]]
 
 
-def test_a_stage_runs_once(benchmark, tmp_path):
+def test_a_stage_runs_once(tmp_path):
     numbers = count()
     for _ in range(2):
         assert benchmark.kept(tmp_path, "train", lambda: {"steps": next(numbers)}) == {"steps": 0}
 
 
-def test_the_table(benchmark, tmp_path):
+def test_the_table(tmp_path):
     figure = {"mean": 0.5, "interval": [0.25, 0.75]}
     costs = {"train_cpu_s": 1200.0, "train_wall_s": 1500.0, "prepare_cpu_s": 30.0, "predict_cpu_s": 12.0}
     classes = {"tumour": {"scored": 8, "dsc": figure, "nsd": {"mean": None, "interval": None}}}
