@@ -163,7 +163,8 @@ def _described(path: Path) -> tuple[str, Any, str, tuple[str, ...]]:
     if (ending := data.get("file_ending", ".nii.gz")) not in SUFFIXES:
         raise ConfigError(path, f"a `file_ending` among {', '.join(SUFFIXES)}", repr(ending), "convert the files")
     marks = tuple(mark for mark in MARKS if data.get(mark))
-    return str(data.get("channel_names", {}).get("0", "CT")), stated, ending, marks
+    names = data.get("channel_names")
+    return str(names.get("0", "CT")) if isinstance(names, dict) else "CT", stated, ending, marks
 
 
 def lines_of_others(manifest: Path, dataset: str) -> list[str]:

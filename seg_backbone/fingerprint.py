@@ -139,7 +139,8 @@ def read_channels(path: str | Path) -> tuple[tuple[str, ...], int]:
         raise LabelError(path, "a dataset.json", "no such file", "write one, see nnU-Net's") from None
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         found = f"{type(error).__name__}: {error}"
-        raise LabelError(path, 'channel_names {"0": "CT", ...}', found, "see nnU-Net's dataset.json") from None
+        expected = 'channel_names {"0": "CT", ...} and a whole `numTraining`, if any'
+        raise LabelError(path, expected, found, "see nnU-Net's dataset.json") from None
     return ordered, numbered
 
 

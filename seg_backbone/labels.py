@@ -204,9 +204,9 @@ def read_label_file(path: str | Path) -> LabelFile:
         if all(key.isdigit() and isinstance(name, str) for key, name in table.items()):
             if len(set(table.values())) < len(table):
                 raise ValueError("one name for two ids")
-            table = {name: int(value) for value, name in table.items()}
+            table = {name: _whole(value) for value, name in table.items()}
         pairs = [
-            (str(name), tuple(int(v) for v in (value if isinstance(value, list) else [value])))
+            (str(name), tuple(_whole(v) for v in (value if isinstance(value, list) else [value])))
             for name, value in table.items()
         ]
         may_be = {str(name): tuple(map(canonical, names)) for name, names in data.get("may_be", {}).items()}
@@ -223,12 +223,24 @@ def read_label_file(path: str | Path) -> LabelFile:
         foreground = tuple(sorted({value for value in values if value != 0} - set(unsure)))
         if foreground and named.setdefault(canonical(name), foreground) != foreground:
             raise LabelError(path, "one id a class", f"several for {canonical(name)}", "rename or merge the classes")
+    of: dict[tuple[int, ...], str] = {}
+    for name, values in named.items():
+        if (other := of.setdefault(values, name)) != name:
+            raise LabelError(path, "one class an id", f"{other} and {name} for {values}", "give each class its own")
     labels, regions = _parts(named)
     strange = {name for names in unsure.values() for name in names} - {"background", *labels, *regions}
     if strange or any(name not in table for name in may_be):
         found = ", ".join(sorted(strange | {name for name in may_be if name not in table}))
         raise LabelError(path, "classes of `labels` in `may_be`", found, "name what `labels` names")
     return LabelFile(labels, regions, unsure)
+
+
+def _whole(value: int | float | str) -> int:
+    """A label's value; ValueError for a fraction and below 0."""
+    number = float(value)
+    if number != int(number) or number < 0:
+        raise ValueError(f"{value} is no whole number from 0")
+    return int(number)
 
 
 def _parts(named: dict[str, tuple[int, ...]]) -> tuple[dict[str, int], dict[str, tuple[str, ...]]]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import csv
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from seg_backbone.errors import LabelError
@@ -43,20 +43,39 @@ def read_tasks(description: str | Path) -> Tasks:
         raise LabelError(description, f"`classification_labels` as {example}", str(error), "correct it") from None
 
 
-def read_scan_classes(path: str | Path, tasks: Mapping[str, Sequence[str]]) -> dict[str, dict[str, int]]:
+def read_scan_classes(
+    path: str | Path, tasks: Mapping[str, Sequence[str]], tell: Callable[[LabelError], None] | None = None
+) -> dict[str, dict[str, int]]:
     """Case -> task -> number of its class, of a cls_data.csv; what is not known is left out.
 
     Raises LabelError for a missing file or column, a case that comes up twice, and a class that a task does not have.
+    tell: called with every faulty line, which is left out then; a missing file or column still raises.
     """
     known: dict[str, dict[str, int]] = {}
     for line, row in _rows(path, "scan classes, one case a line"):
-        case = _cell(row, "identifier")
-        if not case or case in known:
-            found = "none" if not case else f"{case} again"
-            raise LabelError(path, f"another `identifier` in line {line}", found, "give every case one line")
-        cells = {task: text for task, text in _cells(path, line, row, tasks) if text.casefold() not in NOT_KNOWN}
-        known[case] = {task: _number(path, line, task, tasks[task], text) for task, text in cells.items()}
+        _require_columns(path, row, tasks)
+        try:
+            case = _cell(row, "identifier")
+            if not case or case in known:
+                found = "none" if not case else f"{case} again"
+                raise LabelError(path, f"another `identifier` in line {line}", found, "give every case one line")
+            cells = {task: text for task, text in _cells(path, line, row, tasks) if text.casefold() not in NOT_KNOWN}
+            known[case] = {task: _number(path, line, task, tasks[task], text) for task, text in cells.items()}
+        except LabelError as error:
+            if tell is None:
+                raise
+            tell(error)
     return known
+
+
+def _require_columns(path: str | Path, row: dict[str, str], tasks: Mapping[str, Sequence[str]]) -> None:
+    """Raises LabelError for a csv that has a column neither for each task nor for all."""
+    missing = [task for task in tasks if task not in row]
+    if missing and "label" not in row:
+        expected = f"a column for each task of dataset.json ({', '.join(tasks)}), or `label`"
+        raise LabelError(
+            path, expected, f"no {', '.join(missing)} among {', '.join(map(str, row))}", "name the columns so"
+        )
 
 
 def _cells(
@@ -66,12 +85,6 @@ def _cells(
     if set(tasks) <= set(row):
         yield from ((task, _cell(row, task)) for task in tasks)
         return
-    if "label" not in row:
-        missing = [task for task in tasks if task not in row]
-        expected = f"a column for each task of dataset.json ({', '.join(tasks)}), or `label`"
-        raise LabelError(
-            path, expected, f"no {', '.join(missing)} among {', '.join(map(str, row))}", "name the columns so"
-        )
     text = _cell(row, "label")
     listed = [part.strip(" '\"") for part in text.strip("[]").split(",")] if text.startswith("[") else [text]
     if text.casefold() in NOT_KNOWN:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +17,7 @@ from seg_backbone.pseudo_labels import PseudoRules
 from seg_backbone.synthetic_tumours import BODY, TumourRecipe
 from seg_backbone.train.consistency import Consistency
 from seg_backbone.train.cutmix import CutMix
+from seg_backbone.train.keys import made
 
 CHOICES = {
     "sampling": ("cases", "annotations"),
@@ -28,14 +29,10 @@ CHOICES = {
 PARTS = ("encoder", "decoder")
 INFINITE = float("inf")
 LIMITS = {
-    "accumulate": (1, INFINITE),
-    "warmup": (0, INFINITE),
-    "validate_every": (1, INFINITE),
-    "validation_cases": (0, INFINITE),
-    "threads": (1, INFINITE),
-    "learning_rate": (0, INFINITE),
-    "focal": (0, INFINITE),
-    "fold": (0, INFINITE),
+    **dict.fromkeys(("steps", "schedule_steps", "batch", "accumulate", "validate_every", "threads"), (1, INFINITE)),
+    **dict.fromkeys(("warmup", "validation_cases", "checkpoint_minutes", "workers", "seed", "fold"), (0, INFINITE)),
+    **dict.fromkeys(("learning_rate", "weight_decay", "focal"), (0, INFINITE)),
+    "clip": (1e-6, INFINITE),
     "ema": (0, 1),
     "momentum": (0, 1),
 }
@@ -180,8 +177,8 @@ class SegmentationConfig:
     cache: Path | None = None
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or self.batch < 1 or not self.datasets:
-            raise ConfigError("configuration", "steps, batch and datasets", "none of one of them", "add it")
+        if not self.datasets:
+            raise ConfigError("datasets", "a dataset or more", "none", "list them")
         if self.plan.painted or self.plan.orientation != "RAS" or self.plan.members > 1:
             found = "one of an imported model or of an ensemble"
             raise ConfigError("plan", "a plan that training can fill", found, "start from `vlm configure`")
@@ -204,59 +201,68 @@ class SegmentationConfig:
             if (value := getattr(self, name)) not in allowed:
                 raise ConfigError(name, f"one of {', '.join(allowed)}", repr(value), "choose one of them")
         for name, (least, most) in LIMITS.items():
-            if not least <= (value := getattr(self, name)) <= most:
-                raise ConfigError(name, f"a value from {least:g} to {most:g}", f"{value}", "correct it")
+            value = getattr(self, name)
+            if value is not None and not (least <= value <= most and value < INFINITE):
+                expected = f"a value from {least:g}" + (f" to {most:g}" if most < INFINITE else "")
+                raise ConfigError(name, expected, f"{value}", "correct it")
+        if negative := [name for name, value in self.class_weight.items() if not 0 <= value < INFINITE]:
+            raise ConfigError("class_weight", "weights from 0", f"another one of {negative[0]}", "correct it")
+        if light := [entry.name for entry in self.datasets if not 0 < entry.weight < INFINITE]:
+            raise ConfigError(
+                "datasets", "weights above 0", f"another one of {light[0]}", "correct it, or leave it out"
+            )
 
     @staticmethod
     def read(path: str | Path, **changes: Any) -> SegmentationConfig:
         """Read YAML; `changes` override single fields. Raises ConfigError naming the field that does not fit."""
         try:
-            data = _mapping(Path(path).read_text()) | {k: v for k, v in changes.items() if v is not None}
+            data = read_mapping(path) | {k: v for k, v in changes.items() if v is not None}
             data.pop("configured", None)  # how `vlm configure` came to this file
+            if "plan" not in data:
+                raise ConfigError("the file", "the key `plan`", "none", "add it, or see `vlm configure`")
             return SegmentationConfig.parse(data | {"plan": Plan.of(data["plan"])})
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error.source}", error.expected, error.found, error.todo) from None
         except InputError:
             raise
         except (OSError, TypeError, KeyError, AttributeError, AssertionError, ValueError, yaml.YAMLError) as error:
-            raise ConfigError(
-                path, "a segmentation training file", f"{error}", "see configs/segmentation.yaml"
-            ) from None
+            found = f"no {error}" if isinstance(error, KeyError) else f"{error}"
+            raise ConfigError(path, "a segmentation training file", found, "see configs/segmentation.yaml") from None
 
     @staticmethod
     def parse(data: dict[str, Any]) -> SegmentationConfig:
-        """The configuration of a mapping whose plan is made. Raises what its parts raise."""
-        data = dict(data)
-        numbers = [one.name for one in fields(SegmentationConfig) if one.type == "float"]
-        data |= {name: float(data[name]) for name in numbers if isinstance(data.get(name), str)}  # YAML's 1e-3 is text
-        data["datasets"] = tuple(DatasetEntry(**_hashable(entry)) for entry in data["datasets"])
-        data["classification"] = ClassLoss(**data.get("classification", {}))
-        data["augmentation"] = Augmentation(**data.get("augmentation", {}))
+        """The configuration of a mapping whose plan is made. Raises ConfigError, and what its parts raise."""
+        data = {key: value for key, value in data.items() if value or key not in ("data", "output")}
+        if not isinstance(data.get("datasets", []), list):
+            raise ConfigError("datasets", "a list", repr(data["datasets"]), "write `- name: Dataset001_Name`")
+        data["datasets"] = tuple(made(DatasetEntry, entry, "datasets") for entry in data.get("datasets", []))
+        for key, kind in (("classification", ClassLoss), ("augmentation", Augmentation)):
+            data[key] = made(kind, data.get(key, {}), key)
         if data.get("synthetic_tumours") is not None:
             data["synthetic_tumours"] = SyntheticTumours.parse(data["synthetic_tumours"])
         named = data.get("frozen") or ()
         data["frozen"] = (named,) if isinstance(named, str) else tuple(named)
-        data["members"] = tuple(Member(**member) for member in data.get("members", ()))
-        if data.get("consistency") is not None:
-            data["consistency"] = Consistency(**data["consistency"])
-        if data.get("cutmix") is not None:
-            data["cutmix"] = CutMix(**_hashable(data["cutmix"]))
+        data["members"] = tuple(made(Member, member, "members") for member in data.get("members", ()))
+        for key, switch in (("consistency", Consistency), ("cutmix", CutMix)):
+            if data.get(key) is not None:
+                data[key] = made(switch, data[key], key)
         if data.get("pseudo_labels") is not None:
-            own = data["pseudo_labels"] | {"rules": PseudoRules(**data["pseudo_labels"].get("rules", {}))}
-            data["pseudo_labels"] = PseudoLabels(
-                **own | ({"teacher": Path(own["teacher"])} if own.get("teacher") else {})
-            )
-        for key in ("data", "output", *(key for key in ("split", "start", "cache") if data.get(key))):
+            own = dict(data["pseudo_labels"])
+            own["rules"] = made(PseudoRules, own.get("rules", {}), "pseudo_labels.rules")
+            own |= {"teacher": Path(own["teacher"])} if own.get("teacher") else {}
+            data["pseudo_labels"] = made(PseudoLabels, own, "pseudo_labels")
+        for key in (key for key in ("data", "output", "split", "start", "cache") if data.get(key)):
             data[key] = Path(data[key])
-        return SegmentationConfig(**data)
+        return made(SegmentationConfig, data)
 
 
-def _hashable(entry: dict[str, Any]) -> dict[str, Any]:
-    """A mapping with tuples for lists."""
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()}
-
-
-def _mapping(text: str) -> dict[str, Any]:
-    """What JSON or YAML holds; not JSON as YAML, which takes 3e-05 for text."""
+def read_mapping(path: str | Path) -> dict[str, Any]:
+    """What JSON or YAML holds; not JSON as YAML, which takes 3e-05 for text. Raises ConfigError for no mapping."""
+    text = Path(path).read_text(encoding="utf-8")
     try:
-        return json.loads(text)
+        data = json.loads(text)
     except ValueError:
-        return yaml.safe_load(text)
+        data = yaml.safe_load(text)
+    if not isinstance(data, dict):
+        raise ConfigError("the file", "lines of `key: value`", type(data).__name__, "see configs/segmentation.yaml")
+    return data

@@ -17,13 +17,14 @@ import yaml
 from seg_backbone.augment import draw_window
 from seg_backbone.cases import TrainingCase
 from seg_backbone.checkpoint import PLAN, find_model
-from seg_backbone.errors import ConfigError
+from seg_backbone.errors import ConfigError, InputError
 from seg_backbone.gate import WEIGHTS, foreground_probability, gate_input, gate_network
 from seg_backbone.io import replacing
 from seg_backbone.plan import GatePlan, Plan
 from seg_backbone.skips import Start, Tiling
-from seg_backbone.train.config import SegmentationConfig
+from seg_backbone.train.config import SegmentationConfig, read_mapping
 from seg_backbone.train.data import Progress, read_cases
+from seg_backbone.train.keys import made
 from seg_backbone.train.log import Log
 from seg_backbone.train.loop import LOG_EVERY, Report, start_machine, workers_of
 from seg_backbone.train.optimise import build_optimizer, build_schedule
@@ -52,26 +53,27 @@ class GateConfig:
     def read(path: str | Path, **changes: Any) -> GateConfig:
         """Read YAML; `changes` override single fields. Raises ConfigError naming the field that does not fit."""
         try:
-            data = yaml.safe_load(Path(path).read_text()) | {k: v for k, v in changes.items() if v is not None}
+            data = read_mapping(path) | {k: v for k, v in changes.items() if v is not None}
             own = {"threshold": 0.0} | data.pop("gate", {})
             if "ct_windows_hu" in own:
                 own["ct_windows_hu"] = tuple((float(low), float(high)) for low, high in own["ct_windows_hu"])
-            gate = GatePlan(**own)
-            model, recall = Path(data.pop("model")), float(data.pop("recall", 0.999))
+            gate = made(GatePlan, own, "gate")
+            model, recall = Path(data.pop("model", None) or ""), float(data.pop("recall", 0.999))
+            if model == Path():
+                raise ConfigError("the file", "the key `model`", "none", "name the model that the gate is for")
+            if "plan" in data:
+                raise ConfigError("plan", "none: a gate has that of `model`", "one", "leave it out")
             assert 0 < recall <= 1, "recall is a share"
             plan = gate_input(Plan.read(find_model(model) / PLAN), gate)
-            return GateConfig(model, SegmentationConfig.parse(data | {"plan": plan}), gate, recall)
-        except (
-            OSError,
-            TypeError,
-            ValueError,
-            KeyError,
-            AttributeError,
-            AssertionError,
-            yaml.YAMLError,
-        ) as error:
-            if isinstance(error, ConfigError):
-                raise
+            training = SegmentationConfig.parse(data | {"plan": plan})
+            if training.batch < 2:
+                raise ConfigError("batch", "2 or more, over which the gate's batch norm averages", "1", "raise it")
+            return GateConfig(model, training, gate, recall)
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error.source}", error.expected, error.found, error.todo) from None
+        except InputError:
+            raise
+        except (OSError, TypeError, ValueError, KeyError, AttributeError, AssertionError, yaml.YAMLError) as error:
             raise ConfigError(path, "a gate training file", f"{error}", "see configs/gate.yaml") from None
 
 
@@ -130,7 +132,8 @@ def train_gate(
     schedule = build_schedule(optimizer, training)
     parts = {"network": network, "optimizer": optimizer, "schedule": schedule}
     checkpoint = training.output / "checkpoint.pt"
-    first = load_state(checkpoint, parts) if resume else 0
+    made_with = {"gate": str(config.gate), "window": str(training.plan.patch), "optimizer": training.optimizer}
+    first = load_state(checkpoint, parts, made_with) if resume else 0
 
     saved = asked = time.monotonic()
     coming = ahead(batches, range(first, training.steps), workers_of(training, machine))
@@ -154,7 +157,7 @@ def train_gate(
             if progress:
                 progress("training", done, training.steps)
             if last or time.monotonic() - saved > 60 * training.checkpoint_minutes:
-                save_state(checkpoint, parts, done)
+                save_state(checkpoint, parts, done, made_with)
                 saved = time.monotonic()
             asked = time.monotonic()
         probability, label = score(network.eval(), validation, training.plan, machine.device, progress)

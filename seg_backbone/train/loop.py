@@ -103,13 +103,16 @@ def _train(
 
     for entry in config.datasets:
         scan_targets(config.plan, config.data / entry.name)  # what is wrong with them is told before a voxel is read
+    model = build_model(config).to(machine.device, memory_format=layout(machine.device))
     with machine.main_process_first():  # the first one fills the cache, the others read it
         training, validation = read_cases(config, cache, progress if machine.is_main_process else None)
     plan = config.plan.with_(trained_on=annotated(training, config.plan, config.synthetic_tumours))
+    if not any(plan.trained_on.values()) and not plan.heads:
+        expected = f"training scans that show one of {', '.join(plan.classes)}"
+        raise ConfigError(config.data, expected, "none", "see `vlm data check`, or correct the plan's `classes`")
     batches = Batches(build_sources(config, training), config.batch, config.seed, config.consistency)
     terms = [*build_terms(config), *class_terms(config, training)]
 
-    model = build_model(config).to(machine.device, memory_format=layout(machine.device))
     average = running_average(model, config.ema) if config.ema else None
     kept = average.module if average else model
     optimizer = build_optimizer(model, config)
@@ -119,7 +122,9 @@ def _train(
     parts |= {"average": average} if average else {}
     parts |= {"scaler": machine.scaler} if machine.scaler else {}
     checkpoint = config.output / "checkpoint.pt"
-    first = load_state(checkpoint, parts) if resume else 0
+    made_with = {"network": str((plan.network, plan.network_options)), "classes": str(plan.classes)}
+    made_with |= {"spacing": str(plan.spacing_mm), "optimizer": config.optimizer}
+    first = load_state(checkpoint, parts, made_with) if resume else 0
     trained, stepper = machine.prepare(model, optimizer)
     if average:
         machine.prepare_model(average.module, evaluation_mode=True)  # the teacher runs at the same precision
@@ -179,7 +184,7 @@ def _train(
             if progress and machine.is_main_process:
                 progress("training", done, config.steps)
             if due and machine.is_main_process:
-                save_state(checkpoint, parts, done)
+                save_state(checkpoint, parts, done, made_with)
                 saved = time.monotonic()
     if machine.is_main_process:
         save_trained(kept, plan, config.output / "model")

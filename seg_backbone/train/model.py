@@ -66,9 +66,15 @@ class Model(nn.Module):
 
 
 def build_model(config: SegmentationConfig) -> Model:
-    """The model of a configuration with its start weights. Raises ConfigError where those are of another network."""
+    """The model of a configuration with its start weights.
+
+    Raises ConfigError where those are of another network, and for a window that the network cannot halve.
+    """
     plan = config.plan
     network = build_network(plan.network, plan.inputs, plan.outputs, plan.network_options)
+    if any(side % by for side, by in zip(plan.patch, network.divisor, strict=True)):  # type: ignore[arg-type]
+        expected = f"a window whose sides are multiples of {', '.join(map(str, network.divisor))}"  # type: ignore[arg-type]
+        raise ConfigError("plan.patch", expected, f"{', '.join(map(str, plan.patch))}", "change it")
     heads = build_heads(config, network)
     if config.start:
         started, start_plan, _ = load_model(config.start)

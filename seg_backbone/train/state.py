@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -26,21 +27,33 @@ class Best:
         self.dice, self.step = state["dice"], state["step"]
 
 
-def save_state(path: Path, parts: dict[str, Any], step: int) -> None:
-    """parts: whatever has a state_dict. step: optimiser steps done."""
+def save_state(path: Path, parts: dict[str, Any], step: int, made_with: dict[str, str]) -> None:
+    """parts: whatever has a state_dict. step: optimiser steps done. made_with: what a resumed run must have, too."""
     with replacing(path) as temporary:
-        torch.save({name: part.state_dict() for name, part in parts.items()} | {"step": step}, temporary)
+        state = {name: part.state_dict() for name, part in parts.items()}
+        torch.save(state | {"step": step, "made_with": made_with}, temporary)
 
 
-def load_state(path: Path, parts: dict[str, Any]) -> int:
-    """Put the state back into the parts; returns the steps done, 0 without a file. Raises ConfigError."""
+def load_state(path: Path, parts: dict[str, Any], made_with: dict[str, str]) -> int:
+    """Put the state back into the parts; returns the steps done, 0 without a file.
+
+    Raises ConfigError for a file that is no checkpoint, and for one of other parts or made with something else.
+    """
     if not path.is_file():
         return 0
+    expected, todo = "a checkpoint of this configuration", "train without --resume"
     try:
         state = torch.load(path, weights_only=True, map_location="cpu")
+        before, own = set(state) - {"step", "made_with"}, state["made_with"]
+        if other := [name for name, value in made_with.items() if own.get(name) != value] or sorted(
+            before ^ set(parts)
+        ):
+            raise ConfigError(path, expected, f"one of another {' and '.join(other)}", todo)
         for name, part in parts.items():
             part.load_state_dict(state[name])
         return state["step"]
-    except (RuntimeError, KeyError, ValueError) as error:
-        found = str(error).splitlines()[0]
-        raise ConfigError(path, "a checkpoint of this configuration", found, "train without --resume") from None
+    except (RuntimeError, KeyError, ValueError, TypeError, AttributeError, EOFError, UnpicklingError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        found = f"no {error}" if isinstance(error, KeyError) else str(error).splitlines()[0]
+        raise ConfigError(path, expected, found, todo) from None

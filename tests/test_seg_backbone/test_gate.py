@@ -174,7 +174,15 @@ def test_scores_do_not_depend_on_the_batch(trained):
 
 
 def test_bad_gates_are_one_line(raw, trained, tmp_path):
-    for change, words in (({"recall": 2}, "recall"), ({"gate": {"depth": 3}}, "depth"), ({"model": "none"}, "model")):
+    changes = (
+        ({"recall": 2}, "recall"),
+        ({"gate": {"depth": 3}}, "bad.yaml: gate: expected keys among .* found depth"),
+        ({"model": "none"}, "^none: expected a model folder"),
+        ({"model": None}, "bad.yaml: the file: expected the key `model`"),
+        ({"plan": {"name": "t", "classes": ["tumour"]}}, "bad.yaml: plan: expected none"),
+        ({"batch": 1}, "bad.yaml: batch: expected 2 or more"),
+    )
+    for change, words in changes:
         path = tmp_path / "bad.yaml"
         path.write_text(yaml.safe_dump(yaml.safe_load((raw / "gate.yaml").read_text()) | change))
         with pytest.raises((ConfigError, CheckpointError), match=words):

@@ -372,8 +372,8 @@ def test_scans_without_masks_teach_what_they_lack_and_nothing_else(data, tmp_pat
     gradients = {}
     for name, absent in (("unknown", ()), ("no larynx", ("larynx",)), ("neither", ("tumour", "larynx"))):
         config = configuration(root, tmp_path, datasets=(DatasetEntry("D3", absent=absent),), steps=1)
-        (folder, *_) = [train_segmentation(config)]  # a dataset without a single mask trains
-        assert load_model(folder)[1].trained_on == {"CT": ()}
+        with pytest.raises(ConfigError, match="training scans that show one of tumour, larynx, found none"):
+            train_segmentation(config)  # alone it would make a model that draws nothing
         training, _ = read_cases(config, tmp_path / "cases", None)
         batch = Batches(build_sources(config, training), 1, 0)[0]
         logits = torch.zeros(1, 3, *PLAN.patch, requires_grad=True)
@@ -451,7 +451,7 @@ def test_numbers_as_yaml_takes_them_for_text(tmp_path):
     path.write_text(text.replace("learning_rate: 0.0015", "learning_rate: 1e-3"))
     assert SegmentationConfig.read(path).learning_rate == 1e-3
     path.write_text(text.replace("learning_rate: 0.0015", "learning_rate: fast"))
-    with pytest.raises(ConfigError, match="a.yaml: expected a segmentation training file, found could not convert"):
+    with pytest.raises(ConfigError, match="a.yaml: learning_rate: expected a number, found 'fast'"):
         SegmentationConfig.read(path)
 
 
@@ -487,11 +487,12 @@ augmentation: {mirror: 0.25}
 @pytest.mark.parametrize(
     ("old", "new", "words"),
     [
-        (GOOD, "", ""),
-        (GOOD, "- 1\n- 2\n", ""),
+        (GOOD, "", "c.yaml: the file: expected lines of `key: value`, found NoneType"),
+        (GOOD, "- 1\n- 2\n", "found list"),
         (GOOD, "data: [", ""),
-        ("data: raw\n", "", "data"),
-        ("output: run\n", "", "output"),
+        ("data: raw\n", "", "the key `data`"),
+        ("data: raw\n", "data:\n", "the key `data`"),
+        ("output: run\n", "", "the key `output`"),
         ("plan: {name: t, classes: [tumour], patch: [16, 16, 16]}\n", "", "plan"),
         ("classes: [tumour], ", "", "classes"),
         ("[tumour]", "[tumour, tumour]", "differ"),
@@ -499,8 +500,26 @@ augmentation: {mirror: 0.25}
         ("absent", "missing", "missing"),
         ("datasets: [{name: D1, absent: [larynx]}]", "datasets: []", "datasets"),
         ("augmentation", "steps: 0\naugmentation", "steps"),
-        ("augmentation", "stepz: 3\naugmentation", "stepz"),
-        ("augmentation", "steps: many\naugmentation", ""),
+        ("augmentation", "stepz: 3\naugmentation", "found stepz; is it `steps`"),
+        ("augmentation", "steps: many\naugmentation", "steps: expected a whole number, found 'many'"),
+        ("augmentation", "steps: 2.5\naugmentation", "steps: expected a whole number, found 2.5"),
+        ("augmentation", "seed: true\naugmentation", "seed: expected a whole number, found True"),
+        ("augmentation", "seed: -1\naugmentation", "seed: expected a value from 0, found -1"),
+        ("augmentation", "tensorboard: no thanks\naugmentation", "tensorboard: expected true or false"),
+        ("augmentation", "weight_decay: -1\naugmentation", "weight_decay: expected a value from 0"),
+        ("augmentation", "learning_rate: .inf\naugmentation", "learning_rate: .* found inf"),
+        ("augmentation", "learning_rate: .nan\naugmentation", "learning_rate: .* found nan"),
+        ("augmentation", "workers: -2\naugmentation", "workers: expected a value from 0"),
+        ("augmentation", "clip: 0\naugmentation", "clip: expected a value from 1e-06"),
+        ("augmentation", "schedule_steps: 0\naugmentation", "schedule_steps: expected a value from 1"),
+        ("augmentation", "class_weight: {tumour: -2}\naugmentation", "class_weight: expected weights from 0"),
+        ("augmentation", "members: [0, 1]\naugmentation", "members: expected keys among fold, seed, found 0"),
+        ("augmentation", "members: [{foldd: 1}]\naugmentation", "is it `fold`"),
+        ("{mirror: 0.25}", "none", "augmentation: expected keys among"),
+        ("[16, 16, 16]", "[16, 16]", "patch is three whole numbers"),
+        ("[16, 16, 16]", "[0, 16, 16]", "patch is three whole numbers"),
+        ("{name: D1, absent: [larynx]}", "{name: D1, weight: 0}", "weights above 0, found another one of D1"),
+        ("[{name: D1, absent: [larynx]}]", "D1", "datasets: expected a list"),
         ("augmentation", "consistency: {ramps: 3}\naugmentation", "ramps"),
         ("augmentation", "consistency: {certain: 1.5}\naugmentation", "probability"),
         ("augmentation", "consistency: {}\nema: 0\naugmentation", "`ema` above 0"),
@@ -526,6 +545,33 @@ def test_a_configuration_that_does_not_fit(tmp_path, old, new, words):
     path.write_text(GOOD.replace(old, new))
     with pytest.raises(ConfigError, match=words or None):
         SegmentationConfig.read(path)
+
+
+def test_a_checkpoint_of_something_else(data, tmp_path):
+    config = configuration(data, tmp_path, steps=1)
+    train_segmentation(config)
+    others = {
+        "another classes": {"plan": PLAN.with_(classes=("larynx", "tumour"))},
+        "another optimizer": {"optimizer": "sgd"},
+        "another average": {"ema": 0.0},
+        "another network": {"plan": PLAN.with_(network_options=OPTIONS | {"features": [4, 6]})},
+    }
+    for words, changes in others.items():
+        with pytest.raises(ConfigError, match=f"checkpoint.pt: expected .* found one of {words}"):
+            train_segmentation(replace(config, steps=2, **changes), resume=True)
+    torch.save([1], tmp_path / "checkpoint.pt")
+    with pytest.raises(ConfigError, match="a checkpoint of this configuration"):
+        train_segmentation(config, resume=True)
+    (tmp_path / "checkpoint.pt").write_bytes(b"no checkpoint")
+    with pytest.raises(ConfigError, match="a checkpoint of this configuration"):
+        train_segmentation(config, resume=True)
+
+
+def test_a_window_that_the_network_cannot_halve(data, tmp_path):
+    config = configuration(data, tmp_path, plan=PLAN.with_(patch=(15, 16, 16)))
+    with pytest.raises(ConfigError, match="plan.patch: expected .* multiples of 2, 2, 2, found 15, 16, 16"):
+        train_segmentation(config)
+    assert not (tmp_path / "cases").exists()  # told before a scan is read
 
 
 def test_a_file_that_is_no_text(tmp_path):

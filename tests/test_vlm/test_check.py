@@ -69,6 +69,22 @@ def remove(folder, name):
     (folder / name).unlink()
 
 
+def instead(folder, name, make):
+    remove(folder, name)
+    make(folder / name)
+
+
+def manifest(folder, **row):
+    row = {"dataset": folder.name, "case": "b"} | row
+    (folder.parent / "manifest.jsonl").write_text(json.dumps(row) + "\n")
+
+
+def classified(folder, table, **changes):
+    tasks = {"grade": {"0": "low", "1": "high"}}
+    describe(folder, classification_labels=tasks, **changes)
+    (folder / "cls_data.csv").write_text(table)
+
+
 FAULTS = {
     "missing mask": (lambda f: remove(f, "labelsTr/b.nii.gz"), "b_0000.nii.gz", "no mask"),
     "mask without scan": (lambda f: mask(f, "x"), "x.nii.gz", "without a scan"),
@@ -103,6 +119,52 @@ FAULTS = {
     "a case on both sides": (lambda f: folds(f, ["a", "b"], ["b"]), "splits_final.json", "both trains and validates b"),
     "broken folds": (lambda f: (f / "splits_final.json").write_text('{"a": 1}'), "splits_final.json", "not a list"),
     "labels that are no numbers": (lambda f: describe(f, labels={"tumour": "one"}), "dataset.json", "name -> id"),
+    "a folder for a scan": (
+        lambda f: instead(f, "imagesTr/b_0000.nii.gz", lambda path: path.mkdir()),
+        "b_0000.nii.gz",
+        "expected",
+    ),
+    "a link to nowhere": (
+        lambda f: instead(f, "imagesTr/b_0000.nii.gz", lambda path: path.symlink_to("/nowhere")),
+        "b_0000.nii.gz",
+        "no such file",
+    ),
+    "a channel that leads nowhere": (
+        lambda f: instead(f, "imagesTr/b_0001.nii.gz", lambda path: path.symlink_to("/nowhere")),
+        "b_0001.nii.gz",
+        "no such file",
+    ),
+    "annotated class without a name": (lambda f: manifest(f, annotated=["liver"]), "b_0000.nii.gz", "annotated liver"),
+    "annotated case that is not there": (
+        lambda f: describe(f, annotated={name: ["tumour"] for name in "abcx"}),
+        "dataset.json",
+        "`annotated` names x",
+    ),
+    "annotated that is no list": (lambda f: manifest(f, annotated="tumour"), "manifest.jsonl", "line 1"),
+    "a modality that is none": (lambda f: manifest(f, modality="ultrasound"), "manifest.jsonl", "neither CT nor MR"),
+    "broken manifest": (lambda f: (f.parent / "manifest.jsonl").write_text("{\n"), "manifest.jsonl", "line 1"),
+    "a class of two names": (lambda f: describe(f, labels={"tumour": 1, "larynx": 1}), "dataset.json", "one class"),
+    "a label that is a fraction": (lambda f: describe(f, labels={"tumour": 1, "b": 2.5}), "dataset.json", "2.5"),
+    "a label below 0": (lambda f: describe(f, labels={"tumour": 1, "b": -1}), "dataset.json", "-1"),
+    "regions without their order": (
+        lambda f: (describe(f, labels={"whole": [1, 2], "core": 2}), mask(f, "b", 2)),
+        "dataset.json",
+        "regions_class_order is None, not a list of 2",
+    ),
+    "no folds": (lambda f: (f / "splits_final.json").write_text("[]"), "splits_final.json", "no list of folds"),
+    "folds of text": (lambda f: folds(f, "a", "b"), "splits_final.json", "not a list"),
+    "nobody to validate on": (lambda f: folds(f, ["a"], []), "splits_final.json", "nobody under `val`"),
+    "a class that no scan has": (
+        lambda f: classified(f, "identifier,grade\na,0\nb,low\n"),
+        "cls_data.csv",
+        "no scan is high (grade)",
+    ),
+    "classes that are not used": (
+        lambda f: (f / "cls_data.csv").write_text("identifier\n"),
+        "cls_data.csv",
+        "not used",
+    ),
+    "numTraining that is text": (lambda f: describe(f, numTraining="three"), "dataset.json", "numTraining"),
     "channels as a list": (lambda f: describe(f, channel_names=["CT", "PET"]), "dataset.json", "channel_names"),
 }
 
@@ -129,6 +191,19 @@ def test_all_faults_of_a_case_are_listed(folder):
         assert any(file in fault for fault in faults), faults
 
 
+def test_all_faulty_lines_of_a_table_are_listed(folder):
+    classified(folder, "identifier,grade\na,0\nb,7\nc,medium\na,1\nx,1\n")
+    faults = find_faults(folder)
+    assert ["line 3" in faults[0], "line 4" in faults[1], "line 5" in faults[2]] == [True] * 3
+    assert faults[3:] == [
+        f"{folder / 'cls_data.csv'}: names x, of which there is no scan in imagesTr or imagesTs",
+        f"{folder / 'cls_data.csv'}: no scan is high (grade)",
+    ]
+    (folder.parent / "manifest.jsonl").write_text('{\n\n[1]\n{"dataset": "Dataset001_T"}\n')
+    lines = [fault for fault in find_faults(folder) if "manifest.jsonl" in fault]
+    assert [fault.split(": ")[1].split(" is")[0] for fault in lines] == ["line 1", "line 3", "line 4"]
+
+
 def test_a_single_case_cannot_be_validated(tmp_path):
     folder = tmp_path / "Dataset001_T"
     scan(folder, "a")
@@ -148,7 +223,24 @@ def test_the_command_prints_them_and_leaves_with_2(folder):
 
 
 CHEAP = {
+    "numTraining that is text",
     "missing mask",
+    "mask without scan",
+    "a folder for a scan",
+    "a link to nowhere",
+    "a channel that leads nowhere",
+    "annotated class without a name",
+    "annotated case that is not there",
+    "broken manifest",
+    "a class of two names",
+    "a label that is a fraction",
+    "a label below 0",
+    "a case of a fold that is not there",
+    "a case on both sides",
+    "broken folds",
+    "no folds",
+    "folds of text",
+    "nobody to validate on",
     "missing second channel",
     "one channel too many",
     "mask on another grid",
@@ -200,8 +292,10 @@ def test_other_file_endings(folder):
     assert "a_0000.nii.gz: not read, scans are named CASE_0000.mha" in faults[0]
     assert "b_0000.mha: no mask" in faults[1]
     describe(folder, file_ending=".png")
-    with pytest.raises(ConfigError, match="a `file_ending` among"):
-        find_faults(folder)
+    (fault,) = find_faults(folder)
+    assert "a `file_ending` among" in fault
+    with pytest.raises(ConfigError, match="nnU-Net raw dataset"):
+        find_faults(folder / "imagesTr")
 
 
 def test_unlabelled_scans_and_ignore_labels_are_no_faults(folder):
@@ -214,4 +308,8 @@ def test_unlabelled_scans_and_ignore_labels_are_no_faults(folder):
     (folder.parent / "manifest.jsonl").write_text(json.dumps(row))
     assert find_faults(folder) == []
     shutil.rmtree(folder / "labelsTr")
-    assert find_faults(folder) == find_cheap_faults(folder) == []
+    (fault,) = find_faults(folder)
+    assert fault.startswith(f"{folder / 'labelsTr'}: no masks")
+    assert find_cheap_faults(folder) == []  # beside a dataset with masks it may be what is wanted
+    describe(folder, annotated=[])
+    assert find_faults(folder) == []

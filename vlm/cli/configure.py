@@ -39,10 +39,14 @@ def configure(
     from seg_backbone.cases import list_cases
     from seg_backbone.configure import PRESETS, normalisation, plan_training, recipe
     from seg_backbone.fingerprint import Fingerprint, fingerprint
-    from seg_backbone.io import replacing
+    from seg_backbone.io import replacing, require_writable
     from vlm.cli.progress import bar
+    from vlm.cli.train import refuse_faults
 
     folder = folder.resolve()
+    require_writable(out.absolute().parent)
+    if not known:
+        refuse_faults([folder])
     budget = Budget(max_seconds, max_ram_mb, max_gpu_mb, device)
     cases = list_cases(folder.parent, folder.name)
     split = None if (folder / "splits_final.json").is_file() else _split(folder, cases)

@@ -447,7 +447,7 @@ def check(
         with _bar("checking") as progress:
             faults = find_faults(folder.resolve(), progress)
     for fault in faults:
-        print(fault)
+        print(" ".join(fault.splitlines()))  # names of files may hold line breaks
     if faults:
         raise typer.Exit(2)
     print(f"No faults in {folder}", file=sys.stderr)

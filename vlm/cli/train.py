@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,14 +25,9 @@ def segmentation(
     Several GPUs: accelerate launch -m vlm.cli train segmentation ...
     """
     from seg_backbone.train import SegmentationConfig, train_segmentation
-    from vlm.data.check import find_cheap_faults
 
     settings = SegmentationConfig.read(config, data=data, output=output, steps=steps)
-    faults = [fault for entry in settings.datasets for fault in find_cheap_faults(settings.data / entry.name)]
-    if faults:
-        if _is_first_process():
-            typer.echo("\n".join([*faults, "`vlm data check DATASET` looks into the voxels too"]), err=True)
-        raise typer.Exit(2)
+    refuse_faults(settings.data / entry.name for entry in settings.datasets)
     _run(train_segmentation, settings, resume)
 
 
@@ -41,6 +37,7 @@ def gate(config: Config, resume: Resume = False, data: Data = None, output: Outp
     from seg_backbone.train.gate import GateConfig, train_gate
 
     settings = GateConfig.read(config, data=data, output=output, steps=steps)
+    refuse_faults(settings.training.data / entry.name for entry in settings.training.datasets)
     _run(train_gate, settings, resume)
 
 
@@ -90,11 +87,24 @@ def instruction(
     _run(train_instruction, settings, resume)
 
 
+def refuse_faults(folders: Iterable[Path]) -> None:
+    """List what is wrong with datasets as far as it is seen without reading a voxel; leave with 2 if anything is."""
+    from vlm.data.check import find_cheap_faults
+
+    if faults := [fault for folder in folders for fault in find_cheap_faults(folder)]:
+        if _is_first_process():
+            typer.echo("\n".join([*faults, "`vlm data check DATASET` looks into the voxels too"]), err=True)
+        raise typer.Exit(2)
+
+
 def _run(train: Any, settings: Any, resume: bool) -> None:
     import json
     import sys
 
+    from seg_backbone.io import require_writable
     from vlm.cli.progress import stages
+
+    require_writable(getattr(settings, "training", settings).output)
 
     def report(row: dict[str, Any]) -> None:
         if not sys.stderr.isatty():
