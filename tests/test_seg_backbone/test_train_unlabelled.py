@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scipy.ndimage import gaussian_filter
 from torch import nn
 
 from seg_backbone.augment import Augmentation
@@ -17,7 +18,7 @@ from seg_backbone.cases import CaseFiles, DatasetEntry, TrainingCase, list_cases
 from seg_backbone.errors import ConfigError
 from seg_backbone.geometry import Grid
 from seg_backbone.io import write_mask, write_volume
-from seg_backbone.plan import Plan
+from seg_backbone.plan import Channel, Plan
 from seg_backbone.pseudo_labels import PseudoRules
 from seg_backbone.train import SegmentationConfig, train_segmentation
 from seg_backbone.train.config import PseudoLabels
@@ -188,17 +189,20 @@ def data(tmp_path_factory):
 
 
 def save(drawn, root):
-    """(dataset, case) -> (scan, mask) as raw datasets with manifest and split; cases u_* without their labels."""
+    """(dataset, case) -> (scan or its channels, mask) as raw datasets with manifest and split; cases u_* without labels."""
     rows = []
     for (name, case), (array, ids) in drawn.items():
         for folder in ("imagesTr", "labelsTr"):
             (root / name / folder).mkdir(parents=True, exist_ok=True)
-        write_volume(Volume(array.astype(np.int16), GRID, "CT"), root / name / "imagesTr" / f"{case}_0000.nii.gz")
+        channels = array.reshape(-1, *GRID.shape).astype(np.int16)
+        for number, channel in enumerate(channels):
+            write_volume(Volume(channel, GRID, "CT"), root / name / "imagesTr" / f"{case}_{number:04d}.nii.gz")
         if not case.startswith("u"):
             write_mask(Mask(ids, GRID), root / name / "labelsTr" / f"{case}.nii.gz")
         annotated = [] if case.startswith("u") else ["tumour"]
         rows.append({"dataset": name, "case": case, "modality": "CT", "annotated": annotated})
-        labels = {"labels": {"background": 0, "tumour": 1}, "channel_names": {"0": "CT"}}
+        names = {str(number): "CT" for number in range(len(channels))}
+        labels = {"labels": {"background": 0, "tumour": 1}, "channel_names": names}
         (root / name / "dataset.json").write_text(json.dumps(labels))
     (root / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (root / "split.json").write_text(json.dumps({"patients": {"validation": list(HELD)}}))
@@ -362,6 +366,38 @@ def test_carried_tumours_are_found_where_nobody_drew_any(tmp_path):
     options = {"steps": 80, "datasets": (DatasetEntry("D1", 0.5), DatasetEntry("D2", 0.5, absent=("tumour",)))}
     plain = dice(root, tmp_path / "plain", **options)
     assert dice(root, tmp_path / "carried", cutmix=CutMix(0.5, (4.0, 12.0)), **options) > plain + 0.2
+
+
+def test_a_mean_teacher_unlearns_what_only_the_labelled_scans_show(tmp_path):
+    """Two channels: the first one tells tumour from background by a gap in all scans, the second one by more in the
+    labelled scans and not at all in the others, where it wanders around 0. A network that goes by the second one there
+    contradicts itself as soon as it is disturbed. Both trainings see the same windows, disturbed alike.
+    """
+    random = np.random.default_rng(0)
+    drawn = {}
+    for name, cases in (("D1", LABELLED), ("D2", (*UNLABELLED[:4], *HELD))):
+        for case in cases:
+            ids = np.zeros(GRID.shape, dtype=np.uint8)
+            x, y, z = random.integers(2, 9, 3)
+            ids[x : x + 6, y : y + 5, z : z + 6] = 1
+            sign = 2.0 * ids - 1
+            wandering = gaussian_filter(random.normal(size=ids.shape), 1.5)
+            second = sign * random.uniform(2, 3, ids.shape) if name == "D1" else 0.8 * wandering / wandering.std()
+            drawn[name, case] = 100 * np.stack([sign + random.normal(0, 0.2, ids.shape), second]), ids
+    root = save(drawn, tmp_path / "raw")
+    channel = Channel("CT", "ct", std=100, low=-1000, high=1000)
+    settings = Consistency(ramp=0, intensity=0, noise=0.8)
+    found = {
+        weight: dice(
+            root,
+            tmp_path / f"{weight}",
+            steps=80,
+            plan=PLAN.with_(channels=(channel, channel)),
+            consistency=replace(settings, weight=weight),
+        )
+        for weight in (1e-9, 1.0)
+    }
+    assert found[1.0] > found[1e-9] + 0.05
 
 
 def test_pseudo_labels_of_noisy_scans_help(tmp_path):
