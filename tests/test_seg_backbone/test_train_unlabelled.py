@@ -189,7 +189,7 @@ def data(tmp_path_factory):
 
 
 def save(drawn, root):
-    """(dataset, case) -> (scan or its channels, mask) as raw datasets with manifest and split; cases u_* without labels."""
+    """(dataset, case) -> (channels, mask) as raw datasets with manifest and split; cases u_* without their labels."""
     rows = []
     for (name, case), (array, ids) in drawn.items():
         for folder in ("imagesTr", "labelsTr"):
