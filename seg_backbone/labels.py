@@ -163,7 +163,8 @@ def display(name: str) -> str:
     if name in WORDS:
         return WORDS[name][0]
     parts = name.split("_")
-    return " ".join(parts[-1:] + parts[:-1]) if parts[-1] in ("left", "right") else " ".join(parts)
+    sides = [part for part in parts if part in SIDES]
+    return " ".join(sides[:1] + [part for part in parts if part not in SIDES]) if len(sides) == 1 else " ".join(parts)
 
 
 @dataclass(frozen=True)

@@ -126,6 +126,8 @@ SAID_UNITS = {  # of UNITS -> how they are said
     "cc": r"cc",
     "l": r"lit(?:re|er)s?",
     "inch": r"inch(?:es)?",
+    "cm2": r"cm\^?2|cm²|square cent(?:imet(?:re|er)s?)",
+    "mm2": r"mm\^?2|mm²|square millimet(?:re|er)s?",
 }
 
 

@@ -53,7 +53,7 @@ class Mention:
 
     others: names of known anatomy that is not among them. lesions: the text names a lesion in general ("mass",
     "tumour"). places: the classes that lesions are asked about in: "tumours in the liver", "liver tumours". elsewhere:
-    the same among `others`.
+    the same among `others`. sides: those that lesions are asked about on: "tumours on the left".
     """
 
     classes: tuple[str, ...]
@@ -61,6 +61,7 @@ class Mention:
     lesions: bool
     places: tuple[str, ...] = ()
     elsewhere: tuple[str, ...] = ()
+    sides: tuple[str, ...] = ()
 
 
 class _Hit(NamedTuple):
@@ -124,6 +125,11 @@ def find_mentions(text: str, classes: tuple[str, ...]) -> Mention:
         sides_of = {side for _, side in members}
         if members and None not in sides_of and not hit.place:  # of a pair the other one, which is no class
             others += [f"{s.side} {hit.names[0]}" for s in said if s.side not in sides_of]
+    lesion_hits = {n for n, hit in enumerate(hits) if _names_lesions(hit, known)}
+    only = lesion_hits if len(lesion_hits) == len(hits) else set()
+    lesion_sides = (  # "tumour, right?" is no side
+        s.side for s in sides if words[s.at - 1] != "," and (s.hit in lesion_hits or (s.hit is None and only))
+    )
     general = [hit.start for hit in hits if LESION in hit.names]
     for name in classes:
         if general and is_lesion(name):
@@ -135,6 +141,7 @@ def find_mentions(text: str, classes: tuple[str, ...]) -> Mention:
         lesions=bool(general),
         places=tuple(name for name in classes if name in places and of_lesions),
         elsewhere=tuple(dict.fromkeys(elsewhere)) if of_lesions else (),
+        sides=tuple(dict.fromkeys(lesion_sides)),
     )
 
 
@@ -297,6 +304,10 @@ def _with_places(hits: list[_Hit], words: list[str], known: _Known) -> list[_Hit
         if own or site or LESION not in finding.names or (adjacent and _members(organ, known)):
             found[here] = organ._replace(place=True)
     return [hit for hit in found if not hit.place or _members(hit, known)]
+
+
+def _names_lesions(hit: _Hit, known: _Known) -> bool:
+    return LESION in hit.names or any(is_lesion(name) for name, _ in _members(hit, known))
 
 
 def _holds_lesion(number: int, hits: list[_Hit], words: list[str]) -> bool:

@@ -5,7 +5,6 @@ Each rule is a function of instances to a `Verdict`, used for answers and for th
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -19,8 +18,6 @@ from seg_backbone.lesions import Instance
 from vlm.grounding import split_side
 
 RANDOM_NEIGHBOUR = 0.55396  # mean distance to the nearest of points at random, times the cube root of their density
-SAME = re.compile(r"\b(?:symmetr\w*|same|equal\w*|similar\w*|alike|matched|matching|balanced)\b")
-DIFFERENT = re.compile(r"\b(?:asymmetr\w*|unequal\w*|uneven\w*|differ\w*|unlike|mismatch\w*|dissimilar\w*)\b")
 FEWEST = 3  # lesions that a judgement about many needs
 
 
@@ -61,12 +58,6 @@ def asymmetric(first: Instance, second: Instance) -> Verdict:
     ratio = large / small
     text = f"{_shown(large, rule['property'])} against {_shown(small, rule['property'])}, a ratio of {ratio:.2f}"
     return _yes_or_no(ratio > rule["ratio"], text, rule["name"], abs(ratio - rule["ratio"]) / rule["ratio"])
-
-
-def as_asked(answer: str, text: str) -> str:
-    """The answer of `asymmetric` to a text that asks it, or asks the opposite: "are they of the same size?"."""
-    text = text.lower()
-    return {"yes": "no", "no": "yes"}[answer] if SAME.search(text) and not DIFFERENT.search(text) else answer
 
 
 def composition(lesion: Instance, modality: str) -> Verdict:

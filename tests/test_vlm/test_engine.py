@@ -67,7 +67,7 @@ def test_anatomy_out_of_reach_is_refused_not_denied(engine: Engine, phantom_file
         ("volume", "How many ml is it?", "parotid_left", True),
         ("volume", "How many ml is it?", "tumour", False),
         ("volume", "Volume of the bump, please", "tumour", False),
-        ("count", "How many encephalic trunks?", "parotid_left", False),
+        ("count", "How many encephalic trunks?", "parotid_left", True),
     ],
 )
 def test_an_organ_is_not_guessed_by_a_word_that_names_none(scene: Scene, fact, text, label, refused) -> None:

@@ -16,6 +16,7 @@ from seg_backbone.geometry import Grid
 from seg_backbone.lesions import find_instances
 from seg_backbone.relations import Relations
 from seg_backbone.volume import Mask, Volume
+from vlm.claims import as_asked
 from vlm.data.questions import questions_of_case
 from vlm.data.threshold import parse_threshold
 from vlm.data.wordings import PARTS, read_wordings
@@ -23,7 +24,6 @@ from vlm.facts import FACTS, facts_of
 from vlm.grounding import find_mentions, mentions_in
 from vlm.heads import decode
 from vlm.heads.reading import Reading
-from vlm.rules import as_asked
 from vlm.scene import Scene, build_scene, scene_classes
 from vlm.schema import Question
 
@@ -161,7 +161,7 @@ def test_symmetric_is_the_opposite_of_asymmetric(abdomen: tuple[Scene, Volume, C
         assert {same["choice"], different["choice"]} == {"yes", "no"}
         assert same["text"].lower().startswith(same["choice"]) and "asymmetry by volume" in same["text"]
     asked = [q for seed in range(8) for q in ask(abdomen, "train", seed) if q.extra["fact"] == "asymmetric"]
-    assert asked and all(q.answer == as_asked(different["choice"], q.question) for q in asked)
+    assert asked and all(q.answer == as_asked("asymmetric", different["choice"], q.question) for q in asked)
 
 
 def test_a_pair_of_which_one_is_named_is_not_called_missing(abdomen: tuple[Scene, Volume, CaseFiles]) -> None:

@@ -8,7 +8,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from dicoms import write_series
+from dicoms import write_rtstruct, write_series
 from phantoms import LABELS, phantom, tiny_models
 
 from seg_backbone.io import read_mask, write_mask, write_volume
@@ -132,6 +132,42 @@ def test_ask_with_a_mask_in_another_format(run, models, scans):
         answers.append(json.loads(stdout))
     for key in ("value", "text", "boxes"):
         assert answers[0][key] == answers[1][key]
+
+
+def test_ask_with_a_structure_set(run, models, scans, tmp_path):
+    grid = phantom()[1].grid
+    edges = np.array([(5.5, 5.5), (13.5, 5.5), (13.5, 13.5), (5.5, 13.5)])  # the largest tumour: voxels 6 to 13
+    cube = [grid.voxel_to_world(np.column_stack([edges, np.full(4, k)])) for k in range(4, 12)]
+    write_rtstruct(tmp_path / "plan.dcm", at(scans, "scan"), {"GTV 1": cube, "BODY": cube, "PTV": cube}, {"PTV": "PTV"})
+    options = ["--mask", tmp_path / "plan.dcm", "--model", models, "--device", "cpu", "--type", "detection", "--json"]
+    for name in ("scan", "scan.nii.gz"):
+        code, stdout, stderr = run("ask", at(scans, name), "Where is the tumour?", *options)
+        assert code == 0, stderr
+        (found,) = json.loads(stdout)["evidence"]
+        assert found["label"] == "tumour" and found["volume_ml"] == pytest.approx(4.096)
+        low, high = grid.voxel_to_world(np.array([(5.5, 5.5, 3.5), (13.5, 13.5, 11.5)]))
+        np.testing.assert_allclose((found["box"]["min_mm"], found["box"]["max_mm"]), (low, high), atol=0.01)
+    write_rtstruct(tmp_path / "far.dcm", at(scans, "scan"), {"GTV": [points + 500 for points in cube]})
+    code, _, stderr = run(
+        "ask", at(scans, "scan"), "Where is the tumour?", "--mask", tmp_path / "far.dcm", *options[2:]
+    )
+    assert code == 2 and "GTV outside of it" in stderr and stderr.count("\n") == 1
+
+
+WHERE = "Where are the tumours and both parotids?"
+
+
+def test_the_dicom_seg_of_segment_answers_as_its_nifti(run, models, scans, tmp_path):
+    model = ["--model", models.parent / "segmentation", "--device", "cpu", "--dicom-seg"]
+    assert run("segment", at(scans, "scan"), "-o", tmp_path, *model)[0] == 0
+    options = ["--model", models, "--device", "cpu", "--type", "detection", "--json"]
+    answers = []
+    for mask in ("scan.seg.dcm", "scan.nii.gz"):
+        labels = ["--labels", tmp_path / "labels.json"] if mask.endswith("gz") else []
+        code, stdout, stderr = run("ask", at(scans, "scan"), WHERE, "--mask", tmp_path / mask, *labels, *options)
+        assert code == 0, stderr
+        answers.append({(item["label"], item["voxels"]) for item in json.loads(stdout)["evidence"]})
+    assert answers[0] == answers[1] and answers[0]
 
 
 def test_chat_opens_a_series(run, models, scans, monkeypatch):

@@ -32,11 +32,11 @@ from seg_backbone.lesions import BODY_HU, Instance, Instances, find_instances
 from seg_backbone.relations import Relations
 from seg_backbone.volume import Volume
 from vlm.body import body_grid
+from vlm.claims import as_asked
 from vlm.data.drafts import DRAFTS, SOURCES, Draft, Scene, Thing
 from vlm.data.targets import Targets, Told
 from vlm.data.wordings import PARTS, Wordings, read_wordings
 from vlm.facts import FACTS
-from vlm.rules import as_asked
 from vlm.schema import Question
 
 FAT_HU = (-190.0, -30.0)  # adipose tissue on CT (Yoshizumi et al., Radiology 211:283-286, 1999)
@@ -188,8 +188,8 @@ def _question(files: CaseFiles, image: str, fact: str, number: int, draft: Draft
     if files.synthetic:
         about["synthetic"] = True
     text, answer = scene.wordings.fill(fact, scene.part, scene.random, **draft.slots), draft.answer
-    if fact == "asymmetric" and answer is not None:
-        answer = as_asked(answer, text)
+    if isinstance(answer, str):
+        answer = as_asked(fact, answer, text, draft.options)
     return Question(
         id=f"{files.dataset}/{files.case}/{fact}/{number}",
         image=image,

@@ -23,9 +23,12 @@ Drawn = dict[str, np.ndarray]  # class -> sorted indices of its voxels into the 
 def read_structure_mask(path: Path, grid: Grid) -> Mask:
     """The classes of one RTSTRUCT or DICOM-SEG on the grid of its scan, targets of a plan left out; ids by name.
 
-    Raises ScanError, and LabelError where nothing of it is a class.
+    Raises ScanError, and LabelError where nothing of it is a class, or lies in the scan.
     """
-    drawn, _ = drawn_in(path, grid, read_roi_names())
+    drawn, outside = drawn_in(path, grid, read_roi_names())
+    if outside and not drawn:
+        found, todo = f"{', '.join(outside[:3])} outside of it", "name the scan that they were drawn on"
+        raise LabelError(path, "structures within the scan", found, todo)
     drawn = {name: drawn[name] for name in sorted(drawn) if name not in TARGETS}
     if not drawn:
         raise LabelError(path, "structures of anatomy or lesions", "none", "see vlm/data/roi_names.yaml")

@@ -15,13 +15,14 @@ from typing import Any
 from seg_backbone.lesions import Instance
 
 OPERATORS = {">": operator.gt, ">=": operator.ge, "<": operator.lt, "<=": operator.le}
-ATTRIBUTES = {"ml": "volume_ml", "mm": "long_axis_mm"}
+ATTRIBUTES = {"ml": "volume_ml", "mm": "long_axis_mm", "HU": "intensity_mean"}
 UNITS: dict[str, tuple[float, str]] = {  # spelling (a pattern) -> factor, base unit
     r"mls?|millilit(?:re|er)s?|ccm?|cm\^?3|cm³|cubic\s+(?:cm|centimet(?:re|er)s?)": (1.0, "ml"),
     r"mm\^?3|mm³|cubic\s+(?:mm|millimet(?:re|er)s?)": (0.001, "ml"),
     r"l|lit(?:re|er)s?": (1000.0, "ml"),
     r"mm|millimet(?:re|er)s?": (1.0, "mm"),
     r"cm|centimet(?:re|er)s?": (10.0, "mm"),
+    r"hu|hounsfield\s+units?": (1.0, "HU"),
 }
 _MORE = r"(?:larger|bigger|greater|longer|wider|more|taller)"
 _LESS = r"(?:smaller|less|shorter|lower|fewer|narrower)"
@@ -36,13 +37,13 @@ AFTER = {  # comparison after the unit
     "<=": rf"(?:or|and)\s+(?:{_LESS}|below|under|down)",
 }
 _FILLER = r"(?:(?:about|approximately|roughly)\s+)?"
-_NUMBER = r"(?P<number>\d+(?:[.,]\d+)?)"
+_NUMBER = r"(?P<number>-?\d+(?:[.,]\d+)?)"
 _UNIT = rf"(?P<unit>{'|'.join(UNITS)})(?![\w³^])"
 
 
 @dataclass(frozen=True)
 class Threshold:
-    """attribute: a field of Instance. op: one of OPERATORS. value: in `unit`, "ml" or "mm"."""
+    """attribute: a field of Instance. op: one of OPERATORS. value: in `unit`, one of ATTRIBUTES."""
 
     attribute: str
     op: str
@@ -50,8 +51,13 @@ class Threshold:
     unit: str
 
     def keeps(self, instance: Instance) -> bool:
-        """Whether the instance meets the comparison."""
-        return OPERATORS[self.op](getattr(instance, self.attribute), self.value)
+        """Whether the instance meets the comparison; one without the attribute does not."""
+        value = getattr(instance, self.attribute)
+        return value is not None and self.holds(value)
+
+    def holds(self, value: float) -> bool:
+        """Whether a number in `unit` meets the comparison."""
+        return bool(OPERATORS[self.op](value, self.value))
 
     def to_json(self) -> dict[str, Any]:
         """{"attribute", "op", "value", "unit"}."""
@@ -61,7 +67,8 @@ class Threshold:
 def parse_threshold(text: str) -> Threshold | None:
     """The comparison with a length or volume in `text`; None without one. Of several, only one counts.
 
-    Volumes (ml, cc, cm3, mm3, litres) compare volume_ml, lengths (mm, cm) long_axis_mm. A decimal comma is a point.
+    Volumes (ml, cc, cm3, mm3, litres) compare volume_ml, lengths (mm, cm) long_axis_mm, HU intensity_mean. A decimal
+    comma is a point.
     """
     for op, words in BEFORE.items():
         if match := re.search(rf"(?:{words})\s*{_FILLER}{_NUMBER}\s*-?{_UNIT}", text, re.IGNORECASE):

@@ -7,6 +7,7 @@ from typing import Any
 
 from seg_backbone.labels import canonical, display
 from seg_backbone.lesions import Instance
+from vlm.claims import claimed, negated
 from vlm.heads.reading import Reading, evidence
 
 _SAME = {
@@ -43,9 +44,34 @@ def match_option(value: str, options: tuple[str, ...]) -> str | None:
     return None
 
 
+def is_yes_or_no(options: tuple[str, ...]) -> bool:
+    """Whether an answer may be yes or no: the options say so, or there are none."""
+    return not options or any(option.lower().strip(" .") in ("yes", "no", "true", "false") for option in options)
+
+
+def number(reading: Reading, so: bool, instances: list[Instance]) -> dict[str, Any]:
+    """Whether there are as many as a yes/no question says, and how many there are."""
+    answer, count, thing = ("yes" if so else "no"), len(instances), reading.thing()
+    text = f"{answer.capitalize()}: {count if count else f'no {thing}'} {'were' if count > 1 else 'was'} found."
+    choice = match_option(answer, reading.question.options) or answer
+    confidence = reading.confidence(instances)
+    return {"text": text, "choice": choice, "evidence": evidence(instances), "confidence": confidence}
+
+
 def choose(reading: Reading, value: str, text: str, instances: list[Instance], confidence: float) -> dict[str, Any]:
-    """The option that says `value`, or `value` itself without options; an abstention where none says it."""
-    options = reading.question.options
+    """The option that says `value`, or `value` itself without options; an abstention where none says it.
+
+    Of a yes/no question (vlm/claims.py) it is yes or no as its words have it. text: what is so; for a fact that is yes
+    or no it begins with "Yes" or "No".
+    """
+    question, options = reading.question.question, reading.question.options
+    if is_yes_or_no(options):
+        if negated(reading.fact, question):
+            value = "no" if value == "yes" else "yes"
+            text = f"{value.capitalize()}: {re.sub('^(?:Yes|No)[,:] ', '', text)}"
+        elif wanted := claimed(reading.fact, question, reading.mention):
+            value = "yes" if set(wanted) & set(value.split(", ")) else "no"
+            text = f"{value.capitalize()}. {text}"
     choice = match_option(value, options) if options else value
     if choice is None:
         reason = f"the answer ({value}) is none of the options"

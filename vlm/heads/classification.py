@@ -6,15 +6,19 @@ instances; the modality off the scan; anything else is the likelihood of each op
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
 
 from seg_backbone.labels import display, is_lesion
 from seg_backbone.lesions import Instance
+from vlm.claims import asks_for_less, claimed, counted
+from vlm.data.threshold import Threshold
 from vlm.heads import labels, rules
-from vlm.heads.choose import choose, match_option
-from vlm.heads.reading import Reading, evidence, none_found
+from vlm.heads.choose import choose, is_yes_or_no, match_option, number
+from vlm.heads.ranks import PLACES, SHOWN, Rank, compared_by, parse_rank, ranked
+from vlm.heads.reading import Reading, a_or_an, evidence, none_found, shown
 from vlm.regions import REGIONS, regions_in_view
 
 
@@ -32,11 +36,27 @@ def _presence(reading: Reading) -> dict[str, Any]:
             instance = max(named, key=lambda i: i.volume_ml)
             text = f"The {display(instance.label)}."
             return choose(reading, instance.label, text, [instance], reading.confidence([instance]))
+    if is_yes_or_no(options) and (said := counted(reading.question.question, len(chosen))) is not None:
+        return number(reading, said, chosen)
+    if reading.threshold and (judged := reading.meant()):
+        return _sized(reading, reading.threshold, chosen, judged)
     if chosen:
-        text = f"Yes, there {'is a' if len(chosen) == 1 else f'are {len(chosen)}'} {display(chosen[0].label)}."
+        text = f"Yes, there is {a_or_an(display(chosen[0].label))}."
         text = text if len(chosen) == 1 else f"Yes, {len(chosen)} were found."
         return choose(reading, "yes", text, chosen, reading.confidence(chosen))
     return choose(reading, "no", f"No, no {thing} was found.", [], reading.confidence([]))
+
+
+def _sized(reading: Reading, limit: Threshold, kept: list[Instance], judged: list[Instance]) -> dict[str, Any]:
+    """Whether something of a size is there, with the size that decided: the largest, or for "below" the smallest."""
+    sizes = {instance.id: getattr(instance, limit.attribute) or 0.0 for instance in judged}
+    extreme = (max if limit.op[0] == ">" else min)(judged, key=lambda instance: sizes[instance.id])
+    what, unit = SHOWN[limit.attribute]
+    which = "the" if len(judged) == 1 else f"of {len(judged)} the {'largest' if limit.op[0] == '>' else 'smallest'}"
+    answer = "yes" if kept else "no"
+    text = f"{answer.capitalize()}, {which} {display(extreme.label)} has a {what} of {shown(sizes[extreme.id])} {unit}."
+    used = kept or [extreme]
+    return choose(reading, answer, text, used, reading.confidence(used))
 
 
 def _side(reading: Reading) -> dict[str, Any]:
@@ -52,25 +72,61 @@ def _multiplicity(reading: Reading) -> dict[str, Any]:
     chosen = reading.selected()
     if not chosen:
         return none_found(reading)
+    if is_yes_or_no(reading.question.options):
+        said = counted(reading.question.question, len(chosen))
+        if said is not None:
+            return number(reading, said, chosen)
     value = "single" if len(chosen) == 1 else "multiple"
     text = f"{value.capitalize()}: {len(chosen)} found."
     return choose(reading, value, text, chosen, reading.confidence(chosen))
 
 
 def _larger(reading: Reading) -> dict[str, Any]:
+    if rank := _rank(reading):
+        return _ranked(reading, rank)
     pair = reading.pair()
     if pair is None:
         return none_found(reading)
-    ordered = sorted(pair, key=lambda i: -i.volume_ml)
+    field = compared_by(reading.question.question)
+    what, unit = SHOWN[field]
+    ordered = sorted(pair, key=lambda i: -getattr(i, field))
     first, second = (display(instance.label) for instance in ordered)
-    volumes = tuple(f"{instance.volume_ml:.1f} ml" for instance in ordered)
-    text = f"The {first} is larger: {volumes[0]} against {volumes[1]} for the {second}."
+    sizes = tuple(f"{getattr(instance, field):.1f} {unit}" for instance in ordered)
+    how = "larger" if field == "volume_ml" else f"larger by its {what}"
+    text = f"The {first} is {how}: {sizes[0]} against {sizes[1]} for the {second}."
     if first == second:
-        text = f"The larger {first} has {volumes[0]}, the other {volumes[1]}."
+        text = f"The larger {first} has {sizes[0]}, the other {sizes[1]}."
     return _which(reading, ordered, text)
 
 
+def _rank(reading: Reading) -> Rank | None:
+    rank = parse_rank(reading.question.question, len(set(reading.mention.classes) - set(reading.mention.places)))
+    return rank if rank and rank.asks else None
+
+
+def _ranked(reading: Reading, rank: Rank) -> dict[str, Any]:
+    """The structure at a place by size or density, and the one after it."""
+    order = ranked(reading, rank)
+    if len(order) < rank.place:
+        found = "no structure" if not order else f"only {len(order)}"
+        reason = f"the mask holds {found} to choose from"
+        return {"text": f"I cannot tell: {reason}.", "abstained": True, "reason": reason}
+    what, unit = SHOWN[rank.attribute]
+    unit = unit if unit != "HU" or reading.scene.modality == "CT" else ""
+    value, pieces = order[rank.place - 1]
+    most = ("lowest", "highest") if rank.attribute == "intensity_mean" else ("smallest", "largest")
+    ordinal = next((f"{word} " for word, n in PLACES.items() if n == rank.place), "")
+    size = f"{shown(value)} {unit}".rstrip()
+    name = display(pieces[0].label)
+    text = f"The {name} has the {ordinal}{most[not rank.low]} {what} of {len(order)} structures: {size}."
+    if len(order) == 1:
+        text = f"There is no structure but the {name}, with a {what} of {size}."
+    return choose(reading, pieces[0].label, text, pieces, reading.confidence(pieces))
+
+
 def _denser(reading: Reading) -> dict[str, Any]:
+    if rank := _rank(reading):
+        return _ranked(reading, rank)
     pair = reading.pair()
     if pair is None or any(instance.intensity_mean is None for instance in pair):
         return none_found(reading)
@@ -84,10 +140,11 @@ def _denser(reading: Reading) -> dict[str, Any]:
 
 
 def _which(reading: Reading, ordered: list[Instance], text: str) -> dict[str, Any]:
-    """The first of two as a class name, or by its side where the options are sides."""
-    value = ordered[0].label
+    """The first of two, or the second where less is asked for, by its class or by its side if the options are sides."""
+    chosen = ordered[asks_for_less(reading.fact, reading.question.question)]
+    value = chosen.label
     if reading.question.options and match_option(value, reading.question.options) is None:
-        value = ordered[0].side
+        value = chosen.side
     return choose(reading, value, text, ordered, reading.confidence(ordered))
 
 
@@ -95,7 +152,7 @@ def _nearest(reading: Reading) -> dict[str, Any]:
     instance = reading.one()
     if instance is None:
         return none_found(reading)
-    organ = reading.scene.relations.nearest(instance, _organs(reading))
+    organ = reading.scene.relations.nearest(instance, (i for i in _organs(reading) if i.label != instance.label))
     if organ is None:
         reason = "the mask holds no organ that it could be near to"
         return {"text": f"I cannot tell: {reason}.", "abstained": True, "reason": reason}
@@ -124,7 +181,9 @@ def _organs(reading: Reading) -> list[Instance]:
     """The structures that a lesion may lie in: those that the options say, or those that the question names, or all."""
     organs = [i for i in reading.scene.instances if not is_lesion(i.label)]
     optional = [i for i in organs if match_option(i.label, reading.question.options)]
-    return optional or [i for i in organs if i.label in reading.mention.classes] or organs
+    subject = reading.one() if reading.fact == "nearest" else None
+    named = [i for i in organs if i.label in reading.mention.classes and not (subject and i.label == subject.label)]
+    return optional or named or organs
 
 
 def _modality(reading: Reading) -> dict[str, Any]:
@@ -144,6 +203,9 @@ def _region(reading: Reading) -> dict[str, Any]:
         names = ", ".join(dict.fromkeys(display(i.label) for i in used))
         text = f"{', '.join(seen).capitalize()}: {names} in view."
         return choose(reading, named[0] if options else ", ".join(named), text, used, reading.fact_probability)
+    if not options and claimed("region", reading.question.question, reading.mention):
+        reason = "no structure in view tells the region of the body"
+        return {"text": f"I cannot tell: {reason}.", "abstained": True, "reason": reason}
     options = options or REGIONS
     scores = reading.score_options(options)
     best = int(np.argmax(scores))
@@ -155,6 +217,8 @@ def _region(reading: Reading) -> dict[str, Any]:
 def _contents(reading: Reading) -> dict[str, Any]:
     labels = list(dict.fromkeys(i.label for i in reading.selected()))
     options = reading.question.options
+    if MISSING.search(reading.question.question.lower()):
+        return _missing(reading)
     if options:
         labels = [label for label in labels if match_option(label, options)]
     names = tuple((match_option(label, options) or "") if options else display(label) for label in labels)
@@ -163,6 +227,21 @@ def _contents(reading: Reading) -> dict[str, Any]:
     return {"text": text, "choices": names, "evidence": evidence(chosen), "confidence": reading.confidence(chosen)}
 
 
+def _missing(reading: Reading) -> dict[str, Any]:
+    """Of the structures that could be there, by the options or the labels, those that are not."""
+    scene, options = reading.scene, reading.question.options
+    there = {i.label for i in scene.instances}
+    known = [
+        name for name in scene.classes if name not in scene.untrained and (not options or match_option(name, options))
+    ]
+    names = tuple((match_option(n, options) or "") if options else display(n) for n in known if n not in there)
+    text = f"Not found: {', '.join(names)}." if names else "None of them is missing."
+    return {"text": text, "choices": names, "evidence": (), "confidence": reading.confidence([])}
+
+
+MISSING = re.compile(
+    r"\b(?:missing|absent|lacking|not (?:\w+ )?(?:visible|present|seen|shown|there|in view|found|included|depicted))\b"
+)
 RULED = ("outlier", "clustered", "enlarged", "asymmetric", "composition", "fatty", "size_category", "measurable")
 _READ = {
     "presence": _presence,

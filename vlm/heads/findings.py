@@ -25,8 +25,11 @@ def decode(reading: Reading) -> dict[str, Any]:
         )
     asked = [name for name in scene.classes if is_lesion(name) and name not in scene.untrained]
     if not lesions and asked:
-        lines.append(f"No {display(asked[0])} found.")
+        lines.append(f"No {' or '.join(map(display, asked))} found.")
     if organs:
-        lines.append("In view: " + ", ".join(f"{display(i.label)} ({i.volume_ml:.1f} ml)" for i in organs) + ".")
+        volumes: dict[str, float] = {}
+        for i in organs:
+            volumes[i.label] = volumes.get(i.label, 0.0) + i.volume_ml
+        lines.append("In view: " + ", ".join(f"{display(name)} ({ml:.1f} ml)" for name, ml in volumes.items()) + ".")
     chosen = lesions + organs
     return {"text": " ".join(lines), "evidence": evidence(chosen), "confidence": reading.confidence(chosen)}

@@ -11,7 +11,7 @@ from seg_backbone.labels import display, is_lesion
 from seg_backbone.lesions import Instance
 from vlm.data.wordings import enumerate_things
 from vlm.facts import FACTS, UNITS, asked_unit
-from vlm.heads.reading import Reading, evidence, none_found
+from vlm.heads.reading import Reading, evidence, none_found, shown
 
 _SAYS = {
     "long_axis": "The {thing} is {value} long (longest axial diameter).",
@@ -162,11 +162,14 @@ def _say(reading: Reading, found: Measured) -> dict[str, Any]:
     if wanted and unit and base == unit:
         value, unit = value * factor, wanted
     value = round(value, 3)
-    size = abs(value)
-    shown = f"{value:.0f}" if size >= 10 or unit == "slice" else f"{value:.1f}" if size >= 1 else f"{value:.2g}"
-    with_unit = f"{shown} {unit}" if unit and unit != "slice" else shown
-    return {
-        "text": _SAYS[reading.fact].format(value=with_unit, what=what, **found.words),
+    with_unit = f"{value:.0f}" if unit == "slice" else f"{shown(value)} {unit}" if unit else shown(value)
+    text = _SAYS[reading.fact].format(value=with_unit, what=what, **found.words)
+    compared: dict[str, Any] = {}
+    if reading.limit and reading.question.type is None:
+        answer = "yes" if reading.limit.holds(found.value) else "no"
+        compared, text = {"type": "classification", "choice": answer}, f"{answer.capitalize()}. {text}"
+    return compared | {
+        "text": text,
         "value": value,
         "unit": unit,
         "evidence": evidence(found.instances),
@@ -186,4 +189,5 @@ def _name(reading: Reading, instance: Instance) -> str:
     same = [i for i in reading.scene.instances if i.label == instance.label]
     ranks = {1: "largest ", 2: "second largest ", 3: "third largest "}
     lead = "" if len(same) == 1 else ranks.get(instance.rank, "smallest " if instance.rank == len(same) else "")
-    return lead + display(instance.label)
+    piece = f"{lead}piece of the " if lead and not is_lesion(instance.label) else lead
+    return piece + display(instance.label)

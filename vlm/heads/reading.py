@@ -63,7 +63,7 @@ class Reading:
     probabilities by the language model's likelihood, computed only when a head asks. lacking: the name of what is
     asked about, where a conversation knows that the scan has none. calibration: of the confidence. label_shares: the
     probability of each label of a fixed set, where the fact is one of those. counted: the names of what is counted,
-    where the fact is a count of a table.
+    where the fact is a count of a table. limit: what a yes/no question compares a measured value with.
     """
 
     question: Question
@@ -79,15 +79,27 @@ class Reading:
     calibration: Calibration = field(default_factory=Calibration)
     label_shares: dict[str, float] = field(default_factory=dict)
     counted: tuple[str, ...] = ()
+    limit: Threshold | None = None
 
     def selected(self) -> list[Instance]:
-        """The instances meant, most probable first, after a size threshold and a place ("in the liver") in words."""
+        """The instances meant, most probable first, that meet a size threshold in words."""
+        return [i for i in self.meant() if self.threshold is None or self.threshold.keeps(i)]
+
+    def meant(self) -> list[Instance]:
+        """The same whatever their size, after a place ("in the liver") and a side ("tumours on the left") in words."""
         order = np.argsort(-self.selection, kind="stable")
         chosen = [self.scene.instances[n] for n in order if self.selection[n] >= SELECT]
         if self.mention.places and FACTS[self.fact].takes != "pair" and self.fact != "share":
             homes = ((i, self.home(i)) for i in chosen if is_lesion(i.label))
             chosen = [i for i, home in homes if home is not None and home.label in self.mention.places]
-        return [i for i in chosen if self.threshold is None or self.threshold.keeps(i)]
+        if self.sided:
+            chosen = [i for i in chosen if i.side in self.mention.sides or not is_lesion(i.label)]
+        return chosen
+
+    @property
+    def sided(self) -> bool:
+        """Whether lesions of one side are asked about."""
+        return len(self.mention.sides) == 1 and FACTS[self.fact].takes != "pair" and self.fact != "side"
 
     def one(self) -> Instance | None:
         """The single instance meant: the largest of those selected; failing that the likeliest above SELECT / 2.
@@ -97,7 +109,7 @@ class Reading:
         chosen = self.selected()
         if chosen:
             return max(chosen, key=lambda i: i.volume_ml)
-        filtered = self.threshold is not None or bool(self.mention.places)
+        filtered = self.threshold is not None or bool(self.mention.places) or self.sided
         if len(self.selection) and not filtered and self.selection.max() >= SELECT / 2:
             return self.scene.instances[int(self.selection.argmax())]
         named = [i for i in self.scene.instances if i.label in self.mention.classes]
@@ -140,6 +152,8 @@ class Reading:
         if self.lacking:
             return self.lacking
         names = self.mention.classes
+        if self.sided and len(names) == 1 and is_lesion(names[0]):
+            return f"{self.mention.sides[0]}-sided {display(names[0])}"
         if len(names) == 1:
             return display(names[0])
         if names and len({display(n).replace("left ", "").replace("right ", "") for n in names}) == 1:
@@ -152,12 +166,38 @@ def evidence(instances: list[Instance]) -> tuple[dict[str, Any], ...]:
     return tuple(instance.to_json() for instance in instances)
 
 
+def a_or_an(thing: str) -> str:
+    """A thing with its article: "a tumour", "an esophagus"."""
+    return f"{'an' if thing[:1] in 'aeiou' else 'a'} {thing}"
+
+
+def shown(value: float) -> str:
+    """A number for a sentence: whole from 10, one digit from 1, else two that count."""
+    size = abs(value)
+    return f"{value:.0f}" if size >= 10 else f"{value:.1f}" if size >= 1 else f"{value:.2g}"
+
+
 def none_found(reading: Reading) -> dict[str, Any]:
     """An abstention: what is asked for is not in the mask, or belongs to two structures of which one is named."""
-    found = [i for i in reading.scene.instances if i.label in reading.mention.classes]
+    found = {i.label for i in reading.scene.instances if i.label in reading.mention.classes}
     reason = f"no {reading.thing()} was found in this scan"
     text = f"No {reading.thing()} was found in this scan, so there is nothing to measure."
-    if found and FACTS[reading.fact].takes == "pair" and not reading.lacking:
-        reason = f"the question needs two structures, and only the {reading.thing()} is clear"
-        text = f"I cannot tell which two structures are meant: only the {reading.thing()} is clear."
+    if reading.lacking or reading.threshold or reading.sided or reading.mention.places:
+        pass
+    elif not reading.mention.classes:
+        reason = "it is not clear which structure is meant"
+        text = f"I cannot answer: {reason}."
+    elif FACTS[reading.fact].takes == "pair" or reading.fact == "share":
+        named = sorted({display(label) for label in found})
+        lacking = [name for name in reading.mention.classes if name not in found]
+        if len(named) == 1 and not lacking:
+            reason = f"the question needs two structures, and only the {named[0]} is clear"
+            text = f"I cannot tell which two structures are meant: only the {named[0]} is clear."
+        elif lacking:
+            listed = " and no ".join(map(display, lacking))
+            reason = f"no {listed} was found in this scan"
+            text = f"No {listed} was found in this scan, so there is nothing to compare."
+        else:
+            reason = f"it is not clear which two of them are meant: {', '.join(named)}"
+            text = f"I cannot answer: {reason}."
     return {"text": text, "abstained": True, "reason": reason, "confidence": reading.confidence([])}

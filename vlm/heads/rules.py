@@ -25,9 +25,6 @@ def decode(reading: Reading) -> dict[str, Any]:
         if pair is None:
             return none_found(reading)
         verdict, used = rules.asymmetric(*pair), list(pair)
-        answer = rules.as_asked(str(verdict.answer), reading.question.question)
-        said = verdict.text.partition(":")[2]
-        verdict = verdict._replace(answer=answer, text=f"{answer.capitalize()}:{said}")
     elif fact in ("outlier", "clustered"):
         used = [i for i in reading.selected() if is_lesion(i.label)]
         if not used:

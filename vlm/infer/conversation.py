@@ -29,45 +29,18 @@ from vlm.facts import FACTS, asked_unit
 from vlm.grounding import Mention, find_mentions, split_side, words_for
 from vlm.heads.reading import Focus
 from vlm.infer.engine import Engine, Scan, spoken
+from vlm.infer.plain_words import ARTICLES, FACT_WORDS, FILLER, PRONOUNS
 from vlm.infer.scope import LESION
 from vlm.scene import Scene, scene_classes
 from vlm.schema import Answer, Question
 
-# The words, as patterns over lower-case text in which everything but letters, digits and % is a space.
+# The words, as patterns over lower-case text in which everything but letters, digits and % is a space; those for facts,
+# pronouns and filler lie in plain_words.py.
 LEAD = r"^(?:(?:and|but|also|now|then|so|ok|okay|what about|how about|what of|tell me about) )+"
-FACT_WORDS = {  # tried in this order
-    "gap": r"gap|(?:shortest|smallest|minimal|minimum|surface) distance",
-    "denser": r"denser(?= than )|which (?:one |of them |of the two |of these )?is (?:the )?denser(?: one)?",
-    "distance": r"how (?:far|close|near)(?: apart| away)?|distance|far apart",
-    "volume_difference": r"(?:by )?how much (?:larger|bigger|smaller|greater)|by how much"
-    r"|difference(?: in (?:volume|size))?",
-    "larger": r"(?:larger|bigger|smaller|greater)(?= than )|compare[ds]?|comparison"
-    r"|which (?:one |of them |of the two |of these )?is (?:the )?(?:larger|bigger)(?: one)?",
-    "count": r"how many(?! (?:ml|cc|millilit|mm|millimet))|number|count",
-    "short_axis": r"short(?:est)? axis|minor axis|perpendicular diameter|width|how (?:wide|broad|thick|narrow)",
-    "diameter_3d": r"(?:largest |maximum |max )?(?:3d|three dimensional) diameter|diameter in 3d",
-    "craniocaudal": r"craniocaudal(?: extent| length| diameter)?|height|how tall",
-    "anteroposterior": r"antero ?posterior(?: extent| length| diameter)?|ap (?:extent|length|diameter)|depth|how deep",
-    "transverse": r"transverse(?: extent| length| diameter)|left to right extent|lateral extent",
-    "surface_area": r"surface(?: area)?",
-    "intensity_spread": r"(?:standard deviation|spread|heterogeneity)(?: of (?:its |the )?(?:hu|intensity|density))?"
-    r"|how heterogeneous",
-    "slice": r"(?:which|what) slice|slice number|slice index",
-    "volume": r"volume|how voluminous|how many (?:ml|cc|millilit(?:re|er)s)"
-    r"|(?:how big|how large|size)(?=.* (?:ml|cc) )",
-    "intensity": r"intensity|density|how (?:dense|bright)|attenuation|hounsfield(?: units?| value)?|hu",
-    "long_axis": r"long(?:est)? axis|(?:longest |largest |axial |recist )*diameter|length|how (?:long|big|large)"
-    r"|(?<!same )size|recist",
-    "side": r"(?:which|what|whose) side|left or (?:on the )?right|right or (?:on the )?left|laterality"
-    r"|(?<!left )(?<!right )side(?= $)",
-    "box": r"where|location|position|coordinates|bounding box|show me|which (?:one |of them |of these )?is(?! it )",
-    "presence": r"(?:is|are) there(?: any)?|any",
-}
 HOW_SURE = (
     r"how (?:sure|certain|confident)(?: are you| is (?:it|that|this))?(?: (?:of|about) (?:it|that|this))?"
     r"|are you (?:sure|certain)|(?:what is )?(?:your|the|its) confidence(?: of (?:it|that|this))?"
 )
-PRONOUNS = r"(?:this|that|the same) one|it|its|they|them|their|these|those|both|the two"
 THIS = r"(?:this|that|the same|said)"
 OTHER = r"(?:the )?other(?: one| side)?"
 ONE = r"ones?"
@@ -87,12 +60,6 @@ SIZES = (
     r"\d[\d ]*(?:mm|cm|ml|cc|l)[23]?|(?:no |not )?(?:larger|bigger|greater|smaller|longer|shorter|more|less)(?: than)?"
     r"|over|under|above|below|exceeding|at least|at most|or"
 )
-ARTICLES = {"the", "a", "an", "of", "for", "in", "on", "at"}  # all that may stay of an ellipsis without a fact
-_FILLER = """what whats which how is are was were be does do has have you i me please tell give report state measure
-measured exactly about know want can could would long much big so then also too now again here there scan image images
-axial plane slice mean average total mm cm ml cc millimetres and s lie apart away between located"""
-FILLER = ARTICLES | set(_FILLER.split())  # and of a question with one
-
 # The full question that a fact asks, in the words of vlm/data/wordings.yaml. Facts not named here are never inherited.
 ASK = {
     "presence": "Is {things} visible in this scan?",

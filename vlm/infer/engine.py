@@ -23,7 +23,8 @@ from vlm.encoders import Encoder, build_encoder
 from vlm.facts import FACTS
 from vlm.heads import decode
 from vlm.heads.reading import Focus, Reading
-from vlm.infer.scope import refusal, told_in_part, unclear, unmeasured
+from vlm.infer.rereading import reread
+from vlm.infer.scope import not_understood, refusal, told_in_part, unclear, unmeasured
 from vlm.model import CONFIG, Opened, VisionLanguageModel
 from vlm.scene import Scene, build_scene
 from vlm.schema import Answer, Question, check_type
@@ -126,6 +127,8 @@ class Engine:
             raise QuestionError("question", f"at most {LONGEST_TEXT} characters with its options", found, "shorten it")
         started = time.perf_counter()
         reading, off_topic = self.model.interpret(scan.scene, scan.opened, question, focus)
+        if focus is None:
+            reading, off_topic = reread(reading, off_topic, self.model.config.facts)
         if self.model.config.answers == "text":
             said = self.model.write(scan.scene, scan.opened, question)
             seconds = time.perf_counter() - started
@@ -133,14 +136,20 @@ class Engine:
         kind = question.type if question.type not in (None, "open") else FACTS[reading.fact].kind
         reason = None if focus or re.search(r"\w", question.question) else "there is no question in it"
         reason = reason or refusal(scan.scene, reading.mention, reading.fact, off_topic, scan.given_mask)
-        reason = reason or (unmeasured(reading) or unclear(reading) if focus is None else None)
+        if focus is None:
+            reason = reason or not_understood(reading) or unmeasured(reading) or unclear(reading)
         if reason:
-            parts: dict[str, Any] = {"text": f"I cannot answer: {reason}.", "abstained": True, "reason": reason}
+            parts: dict[str, Any] = {
+                "type": str(kind),
+                "text": f"I cannot answer: {reason}.",
+                "abstained": True,
+                "reason": reason,
+            }
             parts["confidence"] = off_topic if off_topic >= 0.5 else reading.fact_probability
         else:
-            parts = told_in_part(reading, decode(reading), scan.given_mask)
+            parts = {"type": str(kind)} | told_in_part(reading, decode(reading), scan.given_mask)
         seconds = time.perf_counter() - started
-        return Answer(id=question.id, type=str(kind), seconds=seconds, model=self.version, **parts), reading
+        return Answer(id=question.id, seconds=seconds, model=self.version, **parts), reading
 
     def stream(self, scan: Scan, question: str | Question) -> Iterator[str | Answer]:
         """The words of the answer's text one by one, then the Answer itself."""

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from seg_backbone.labels import display, is_lesion
+from seg_backbone.lesions import Instance
 from vlm.data.wordings import enumerate_things
 from vlm.facts import FACTS
-from vlm.grounding import Mention
+from vlm.grounding import Mention, find_mentions, split_side, words_for
 from vlm.heads.reading import Reading
+from vlm.infer.plain_words import PRONOUNS, is_bare
 from vlm.scene import Scene, scene_classes
 
 LESION = "lesion"  # what is missing where no class of the mask holds lesions
@@ -21,6 +25,38 @@ STATE = re.compile(  # at the end of a question
     r"|infiltrated|invasive|malignant|benign|(?:ab)?normal|healthy|enhancing|necrotic|calcified|broken|inflamed|infected|operable"
     r"|resectable|aggressive|curable|dangerous|painful|growing|dilated|narrowed|thickened|intact|damaged)\W*$"
 )
+JUDGED = ("fatty", "asymmetric", "outlier", "clustered", "modality", "region")  # facts whose rules have such words
+SIZE = re.compile(r"\b(?:size[ds]?|large|big|small|volume)\b")
+OTHER_MEASURES = re.compile(  # what people ask for and no fact measures
+    r"\b(?:(?:min(?:imum|imal)?|max(?:imum|imal)?|median|peak|modal) (?:hu|hounsfield|density|intensity|attenuation"
+    r"|signal|value)|(?:lowest|highest) (?:voxel|value|pixel)|perimeter|circumference|sphericity|roundness|compactness"
+    r"|curvature|angle|weight|equivalent diameter|sphere|grams?|kilograms?|dose"
+    r"|suv\w*|uptake|perfusion|diffusion|adc|stiffness"
+    r"|growth rate|doubling time|wall thickness|thickness of the wall|ejection fraction|blood flow|blood pressure"
+    r"|temperature|(?:previous|prior|last|earlier) (?:scan|study|exam\w*|visit|time))\b"
+)
+UNNAMED = (
+    "presence",
+    "multiplicity",
+    "box",
+    "count",
+    "total_volume",
+    "share",
+)  # facts that need a name for what is meant
+HINTS = re.compile(
+    rf"\b(?:{PRONOUNS}|this|that|one|anything|something|abnormal\w*|patholog\w*|suspicious|anomal\w*|malignan\w*|disease"
+    r"|limbs?|thighs?|legs?|arms?|forearms?|cal(?:f|ves)|shoulders?|buttocks?)\b"
+)
+UNSURE = 0.35  # probability of the fact below which the question was not understood
+FOREIGN = re.compile(  # words of questions in French, German, Spanish, Italian, Portuguese and Dutch
+    r"\b(?:le|la|les|du|des|est|quel|quelle|où|combien|une|dans|il|sur|taille|der|die|das|ist|wie|gibt|es|ein|eine|wo"
+    r"|welche|welches|groß|gross|von|im|den|und|el|los|las|hay|cuál|cual|qué|que|un|una|del|dónde|donde|cuántos|cuantos|cuantas"
+    r"|tiene|en|qual|quanto|quanti|dov|è|lo|gli|di|sono|quante|onde|há|é|tem|quantos|o|het|een|hoe|waar|welk)\b"
+)
+ENGLISH = re.compile(
+    r"\b(?:the|is|are|of|what|which|how|where|does|do|there|this|that|it|in|on|an|any|has|have|from)\b"
+)
+WORDINGS = Path(__file__).parents[1] / "data" / "wordings_train.yaml"
 THE_SCAN = re.compile(r"\b(this|that) (scan|image|study|exam\w*|patient|person|subject|ct|mri?|volume|series|case)\b")
 
 
@@ -47,8 +83,15 @@ def unknown(scene: Scene, mention: Mention) -> tuple[str, ...]:
     trained for here, and lesions where no class holds any.
     """
     blind = [display(name) for name in mention.classes if name in scene.untrained]
-    lesions = [LESION] if mention.lesions and not any(map(is_lesion, scene_classes(scene))) else []
+    serve = any(is_lesion(name) and _serves(name, mention) for name in scene_classes(scene))
+    lesions = [LESION] if mention.lesions and not serve else []
     return *mention.others, *blind, *lesions
+
+
+def _serves(name: str, mention: Mention) -> bool:
+    """Whether a class of lesions holds those asked about: "kidney_cyst" not those in the liver."""
+    organ = find_mentions(" ".join(split_side(name)[0].split("_")[:-1]), ()).others
+    return not organ or not mention.places or any(organ[0] in words_for(place) for place in mention.places)
 
 
 def told_in_part(reading: Reading, parts: dict[str, Any], given: bool) -> dict[str, Any]:
@@ -74,27 +117,67 @@ def _why(scene: Scene, mention: Mention, missing: tuple[str, ...], given: bool) 
 
 
 def unmeasured(reading: Reading) -> str | None:
-    """The reason to abstain where it is asked how something is that no mask shows: "is the cord compressed?"."""
-    state = STATE.search(reading.question.question.lower())
-    if reading.fact != "presence" or state is None:
+    """The reason to abstain where it is asked how something is that no mask shows ("is the cord compressed?"), or for a
+    quantity that is not measured ("the perimeter", "the median HU").
+    """
+    text, fact = reading.question.question.lower(), reading.fact
+    other = OTHER_MEASURES.search(text)
+    if other and ":" not in fact and FACTS[fact].takes != "scan":
+        return f"no {re.sub('hu$', 'HU', other[0])} is measured here"
+    state = STATE.search(text)
+    by_size = fact == "enlarged" and state is not None and state[1].endswith("normal") and SIZE.search(text)
+    if state is None or by_size or fact in JUDGED or FACTS[fact].kind not in ("classification", "detection"):
         return None
     return f"a mask tells that something is there, not whether it is {state[1]}"
 
 
-def unclear(reading: Reading) -> str | None:
-    """The reason to abstain where a fact of one or two structures was asked in words that name none of the scan's.
+def not_understood(reading: Reading) -> str | None:
+    """The reason to abstain where the question is not in English, or the router is not sure what it asks for."""
+    text = reading.question.question.lower()
+    letters = re.findall(r"[^\W\d_]", text)
+    foreign = len(FOREIGN.findall(text))
+    if 2 * sum(letter.isascii() for letter in letters) < len(letters) or foreign > max(1, len(ENGLISH.findall(text))):
+        return "questions are understood in English only"
+    return None if reading.fact_probability >= UNSURE else "it is not clear what is asked for"
 
-    A word that this program does not know ("encephalic trunk") is then all there is to choose an organ by, and the
-    pointer is more often wrong than right about it. A lesion may be meant without a name ("how big is it?").
+
+def unclear(reading: Reading) -> str | None:
+    """The reason to abstain where instances are asked about in words that name none of the scan's.
+
+    A word that this program does not know ("how many flurbs?", "volume of the encephalic trunk") is then all there is
+    to choose by, and the pointer is more often wrong than right about it. A lesion may be meant without a name ("how
+    big is it?"), and so may what is abnormal.
     """
-    takes = FACTS[reading.fact].takes
-    asked = THE_SCAN.sub("", reading.question.question.lower())
-    if takes not in ("one", "pair") or reading.mention.classes or ANY_WILL_DO.search(asked):
-        return None
-    only = reading.one() if takes == "one" else None
-    meant = list(reading.pair() or ()) if takes == "pair" else [only] if only else []
+    fact, mention, text = reading.fact, reading.mention, reading.question.question
+    takes, asked = FACTS[fact].takes, THE_SCAN.sub("", text.lower())
     shown = dict.fromkeys(instance.label for instance in reading.scene.instances)
-    if not meant or any(is_lesion(instance.label) for instance in meant) or len(shown) < 2:
+    if mention.classes or mention.lesions or ANY_WILL_DO.search(asked) or (takes == "any" and fact not in UNNAMED):
         return None
-    names = ", ".join(map(display, shown))
-    return f"it is not clear which structure is meant; those in this scan: {names}"
+    if takes == "scan" or reading.lacking:
+        return None
+    meant = _meant(reading)
+    lesion = any(is_lesion(instance.label) for instance in meant)
+    strange = [word for word in re.findall(r"[^\W\d_]{3,}", asked) if word not in _known_words()]
+    if lesion and (is_bare(text) or HINTS.search(asked)):
+        return None
+    if takes != "any" and not strange and (lesion or not meant or len(shown) < 2):
+        return None
+    named = (
+        f"{strange[0]!r} is no structure that is known here" if strange else "it is not clear which structure is meant"
+    )
+    return f"{named}; those in this scan: {', '.join(map(display, shown)) or 'none'}"
+
+
+def _meant(reading: Reading) -> list[Instance]:
+    """The instances that the question selects, by the number that its fact takes."""
+    takes = FACTS[reading.fact].takes
+    if takes == "pair":
+        return list(reading.pair() or ())
+    one = reading.one()
+    return reading.selected() if takes == "any" else [one] if one else []
+
+
+@lru_cache(maxsize=1)
+def _known_words() -> frozenset[str]:
+    """Every word in which questions were asked in training."""
+    return frozenset(re.findall(r"[a-z]{3,}", WORDINGS.read_text("utf-8").lower()))

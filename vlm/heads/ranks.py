@@ -1,0 +1,118 @@
+"""Ranks: "the largest organ", "the second longest structure" among the structures of a scan.
+
+Enters a question's text, leaves what is compared and how; code then sorts. Lesions have ranks of their own ("the second
+largest tumour"), which the pointer reads.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from seg_backbone.labels import is_lesion
+from seg_backbone.lesions import Instance
+from vlm.heads.reading import Reading
+
+_DENSITY = r"(?:mean )?(?:hu|density|attenuation|intensity|signal)"
+_MOST = {  # field of an instance -> the words for most and for least of it
+    "volume_ml": (
+        r"(?:largest|highest|greatest|most) volume|largest|biggest|greatest|bulkiest|most voluminous",
+        r"(?:smallest|lowest|least) volume|smallest|tiniest|least voluminous",
+    ),
+    "diameter_3d_mm": (r"longest", r"shortest"),
+    "craniocaudal_mm": (r"tallest", r"flattest"),
+    "transverse_mm": (r"widest|broadest", r"narrowest"),
+    "intensity_mean": (
+        rf"densest|brightest|most dense|(?:highest|greatest) {_DENSITY}",
+        rf"darkest|least dense|(?:lowest|smallest) {_DENSITY}",
+    ),
+}
+_MORE = {  # field of an instance -> the words for more or less of it
+    "diameter_3d_mm": r"longer|shorter|longest|shortest",
+    "craniocaudal_mm": r"taller|tallest",
+    "transverse_mm": r"wider|broader|narrower|widest|broadest|narrowest",
+}
+SHOWN = {  # field -> what it is called, and its unit
+    "volume_ml": ("volume", "ml"),
+    "long_axis_mm": ("long axis", "mm"),
+    "diameter_3d_mm": ("largest 3D diameter", "mm"),
+    "craniocaudal_mm": ("extent from top to bottom", "mm"),
+    "transverse_mm": ("extent from left to right", "mm"),
+    "intensity_mean": ("mean attenuation", "HU"),
+}
+PLACES = {"second": 2, "2nd": 2, "third": 3, "3rd": 3, "fourth": 4, "4th": 4, "fifth": 5, "5th": 5}
+_ANY = r"\b(?P<any>(?:organ|structure|thing|object|segment|label)s?)\b"
+_BETWEEN = r"(?:(?:visible|segmented|labell?ed|measured|anatomical|single|known|shown) )*"
+_ASKS = re.compile(r"\b(?:which|what|whats|name|identify|tell me|show|find|give)\b")
+_ENDS = re.compile(r"\s*(?:$|(?:of|in|on|among|here|by|visible|seen|overall|one)\b)")
+_PROPERTY = re.compile(  # something about the structure is asked for
+    r"\b(?:where|side|slice|how|volume|diameter|axis|size|hu|density|attenuation|length|height|width|surface|area|box|far|"
+    r"location|distance|extent|position|centre|center|coordinates)\b"
+)
+
+
+@dataclass(frozen=True)
+class Rank:
+    """attribute: field of an instance. low: little of it is asked for. place: 1 for the first. organs: lesions do not
+    count. asks: the structure itself is asked for ("which is the largest?"), not something about it.
+    """
+
+    attribute: str
+    low: bool
+    place: int
+    organs: bool
+    asks: bool
+
+
+def parse_rank(text: str, named: int = 0) -> Rank | None:
+    """The rank among structures that a text asks about; None without one.
+
+    named: how many structures it names; from two on ("which of the liver and the spleen is largest?") the words "organ"
+    or "structure" are not needed.
+    """
+    line = re.sub(r"[^a-z0-9]+", " ", text.lower().replace("'s", "")).strip()
+    for attribute, directions in _MOST.items():
+        for low, words in enumerate(directions):
+            match = re.search(rf"\b(?:(?P<place>{'|'.join(PLACES)}) )?(?:{words})\b", line)
+            if match is None:
+                continue
+            before, after = line[: match.start()], line[match.end() :]
+            asked = _ASKS.search(before)
+            thing = re.match(rf" {_BETWEEN}{_ANY}", after)
+            if thing:
+                after = after[thing.end() :]
+            elif asked and _ENDS.match(after):
+                thing = re.search(_ANY, before)
+            if thing or (asked and named > 1 and _ENDS.match(after)):
+                asks = not _PROPERTY.search(before + after) and bool(asked or not before.strip(" the"))
+                organs = thing is not None and thing["any"].startswith("organ")
+                return Rank(attribute, bool(low), PLACES.get(match["place"], 1), organs, asks)
+    return None
+
+
+def compared_by(text: str) -> str:
+    """The field of an instance by which the larger of two is told ("which is longer?"), by default volume_ml."""
+    return next((field for field, words in _MORE.items() if re.search(rf"\b(?:{words})\b", text.lower())), "volume_ml")
+
+
+def ranked(reading: Reading, rank: Rank) -> list[tuple[float, list[Instance]]]:
+    """(measure, pieces) of every structure that may be meant, in the order of the rank; pieces largest first.
+
+    Those that the question names, where it names two or more; else all, or all but lesions. The volume of a structure
+    is that of its pieces together, else its largest piece is measured.
+    """
+    named = set(reading.mention.classes) - set(reading.mention.places)
+    shown = [i for i in reading.scene.instances if not (rank.organs and is_lesion(i.label))]
+    among = [i for i in shown if i.label in named]
+    pieces: dict[str, list[Instance]] = {}
+    for instance in sorted(among if len({i.label for i in among}) > 1 else shown, key=lambda i: -i.volume_ml):
+        pieces.setdefault(instance.label, []).append(instance)
+    measured = [(value, some) for some in pieces.values() if (value := _measure(some, rank.attribute)) is not None]
+    return sorted(measured, key=lambda pair: pair[0] if rank.low else -pair[0])
+
+
+def _measure(pieces: list[Instance], attribute: str) -> float | None:
+    if attribute == "volume_ml":
+        return sum(piece.volume_ml for piece in pieces)
+    value: float | None = getattr(pieces[0], attribute)
+    return value

@@ -1,0 +1,177 @@
+"""Rereading: what the words of a question say beyond doubt sets right what the network made of it.
+
+Enters a Reading, leaves one whose fact, instances and size are those that the words name: a structure that is called by
+its name is meant whatever the pointer thinks of a class it never saw, "the largest organ" is found by sorting, and "is
+its short axis above 5 cm?" compares that. What the words leave open stays as the network read it.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+import numpy as np
+
+from seg_backbone.labels import is_lesion
+from seg_backbone.lesions import Instance
+from vlm.claims import claimed, is_claim
+from vlm.data.threshold import Threshold
+from vlm.facts import FACTS, facts_of
+from vlm.grounding import split_side
+from vlm.heads.ranks import PLACES, parse_rank, ranked
+from vlm.heads.reading import SELECT, Reading
+from vlm.infer.plain_words import fact_in, is_bare, plain_line
+
+NAMED = 0.95  # how sure it is that an instance is meant that is called by its name, and that no other one is
+RULED = 0.9  # how sure a fact is that the words name
+UNSURE = 0.6  # a router below this is set right by plain words
+OFF_TOPIC = 0.5  # see vlm/infer/scope.py
+OF_ALL_NAMED = ("presence", "count", "contents", "box", "total_volume", "multiplicity")
+MEASURED = tuple(name for name, fact in FACTS.items() if fact.kind == "measurement")
+SINGLES = tuple(name for name in MEASURED if FACTS[name].takes == "one")
+_CHOOSES = re.compile(  # words that choose among several of one name; "larger than" chooses by size, which code does
+    r" (?:(?:largest|biggest|greatest|smallest|tiniest|longest|densest|other|another|next|first|last|main|dominant"
+    rf"|upper|lower|{'|'.join(PLACES)})|(?:larger|bigger|smaller)(?! than)) "
+)
+_IN_3D = re.compile(
+    r"3-? ?d|three|dimension|direction|plane|spa[ct]|feret|chord|point|oblique|calip|orient|far|distan|line|extrem"
+    r"|remote|tilt|rod|whichever|voxel|overall|true"
+)
+TOUCHES = re.compile(r" (?:touch\w*|abut\w*|adjacent|contiguous|in contact|border(?:s|ing)?|adjoin\w*) ")
+_SAME_SIZE = re.compile(r" (?:same|equal\w*|similar|alike|symmetr\w*|different|unequal) ")
+_TIME = re.compile(r" how long (?:has|have|had|did|will|would|until|ago|before|after|to live|since) ")
+
+
+def reread(reading: Reading, off_topic: float, known: tuple[str, ...]) -> tuple[Reading, float]:
+    """The reading and the probability that the question is not about the scan, both set right.
+
+    known: the facts that the checkpoint tells apart; of them those that fit the declared type and unit may be read.
+    """
+    question = reading.question
+    fact = _fact(reading, off_topic, facts_of(question.type, question.unit, known))
+    if fact != reading.fact:
+        reading, off_topic = replace(reading, fact=fact, fact_probability=max(reading.fact_probability, RULED)), 0.0
+    unit = FACTS[reading.fact].unit
+    if (
+        reading.threshold
+        and reading.fact in MEASURED
+        and unit == reading.threshold.unit
+        and is_claim(question.question)
+    ):
+        reading = replace(reading, limit=reading.threshold, threshold=None)
+    elif reading.fact == "gap" and is_claim(question.question) and TOUCHES.search(plain_line(question.question)):
+        diagonal = float(np.linalg.norm(reading.scene.grid.spacing_mm))  # between the centres of neighbouring voxels
+        reading = replace(reading, limit=Threshold("gap", "<=", diagonal, "mm"))
+    return replace(reading, selection=_selection(reading)), off_topic
+
+
+# The fact -----------------------------------------------------------------------------------------------------------
+
+
+def _fact(reading: Reading, off_topic: float, allowed: tuple[str, ...]) -> str:
+    text, fact = reading.question.question, reading.fact
+    line, labels = plain_line(text), _labels(reading)
+    rank = parse_rank(text, len(labels))
+    singles, pairs = (
+        fact_in(text, tuple(name for name in MEASURED if FACTS[name].takes == takes)) for takes in ("one", "pair")
+    )
+    plain = pairs if len(labels) == 2 and pairs else singles if len(labels) < 2 else None
+    wanted = fact
+    if rank and rank.asks:
+        wanted = "denser" if rank.attribute == "intensity_mean" else "larger"
+    elif fact == "diameter_3d" and not _IN_3D.search(line):
+        wanted = "long_axis"
+    elif is_claim(text) and len(labels) == 2 and TOUCHES.search(line):
+        wanted = "gap"
+    elif len(labels) == 2 and " minus " in line and fact not in ("volume_difference", "intensity_difference"):
+        wanted = "volume_difference" if re.search(r" (?:volume|size|ml|cc) ", line) else "intensity_difference"
+    elif fact == "modality" and claimed("region", text, reading.mention):
+        stated = claimed("modality", text, reading.mention)
+        wanted = "region" if not stated or reading.scene.modality in stated else fact
+    elif (
+        _SAME_SIZE.search(line) and is_claim(text) and len(labels) == 2 and len({split_side(n)[0] for n in labels}) == 1
+    ):
+        wanted = "asymmetric"
+    elif fact in ("box", "presence") and len(labels) == 1 and _is_on_a_side(reading):
+        wanted = "side"
+    elif (
+        reading.threshold
+        and is_claim(text)
+        and len(labels) == 1
+        and fact in ("presence", "larger", "volume_difference")
+    ):
+        fits = singles and FACTS[singles].unit == reading.threshold.unit
+        wanted = singles if singles and fits else "presence"
+    elif off_topic >= OFF_TOPIC:
+        about = bool(labels) or (is_bare(text) and bool(reading.scene.instances))
+        wanted = plain if plain and about and not _TIME.search(line) else fact
+    elif reading.fact_probability < UNSURE and fact in MEASURED and plain:
+        wanted = plain
+    return wanted if wanted in allowed else fact
+
+
+def _is_on_a_side(reading: Reading) -> bool:
+    """Whether it is asked if a structure lies on a side: "Is the larynx in the midline?", not "Is there one on it?"."""
+    text = reading.question.question
+    name = _labels(reading)[0]
+    return (
+        split_side(name)[1] is None
+        and bool(claimed("side", text, reading.mention))
+        and " there " not in plain_line(text)
+    )
+
+
+# The instances ------------------------------------------------------------------------------------------------------
+
+
+def _selection(reading: Reading) -> np.ndarray:
+    """(K,) probability of each instance; the pointer's where the words leave it open."""
+    fact, instances, text = reading.fact, reading.scene.instances, reading.question.question
+    labels = _labels(reading)
+    rank = parse_rank(text, len(labels))
+    if rank and not rank.asks:
+        order = ranked(reading, rank)
+        return _only(reading, order[rank.place - 1][1][:1] if len(order) >= rank.place else [])
+    if not reading.mention.classes:
+        everything = re.search(r" (organ|structure|thing)s? ", plain_line(text))
+        lesions = [i for i, p in zip(instances, reading.selection, strict=True) if is_lesion(i.label) and p >= SELECT]
+        if everything and fact == "count":
+            largest = {i.label: i for i in sorted(instances, key=lambda i: i.volume_ml)}.values()
+            return _only(reading, [i for i in largest if everything[1] != "organ" or not is_lesion(i.label)])
+        if lesions and not everything and fact in ("presence", "count", "box", "multiplicity"):
+            return _only(reading, lesions)  # what is meant without a name is no organ
+        return reading.selection
+    if _CHOOSES.search(plain_line(text)) or not labels:
+        return reading.selection
+    named = [i for i in instances if i.label in labels]
+    if fact in OF_ALL_NAMED:
+        return _only(reading, named)
+    if FACTS[fact].takes == "one" and len(labels) == 1 and (len(named) == 1 or not is_lesion(labels[0])):
+        return _only(reading, [_likeliest(reading, named)])
+    if FACTS[fact].takes == "pair" and len(labels) > 2:
+        return _only(reading, [])
+    if FACTS[fact].takes == "pair" and len(labels) == 2:
+        return _only(reading, [_likeliest(reading, [i for i in named if i.label == label]) for label in labels])
+    return reading.selection
+
+
+def _labels(reading: Reading) -> list[str]:
+    """The classes in this scan that the question names, but for the places of lesions."""
+    mention = reading.mention
+    there = {instance.label for instance in reading.scene.instances}
+    return [name for name in mention.classes if name in there and name not in mention.places]
+
+
+def _only(reading: Reading, chosen: list[Instance]) -> np.ndarray:
+    """The selection of some instances and no other; one that the pointer is surer of stays as sure."""
+    ids = {instance.id for instance in chosen}
+    meant = np.array([instance.id in ids for instance in reading.scene.instances], dtype=bool)
+    return np.where(meant, np.maximum(reading.selection, NAMED), np.minimum(reading.selection, 1 - NAMED))
+
+
+def _likeliest(reading: Reading, pieces: list[Instance]) -> Instance:
+    """Of an organ in pieces the largest, of lesions the one that the pointer prefers."""
+    if not is_lesion(pieces[0].label):
+        return max(pieces, key=lambda i: i.volume_ml)
+    sure = dict(zip((i.id for i in reading.scene.instances), reading.selection, strict=True))
+    return max(pieces, key=lambda i: float(sure[i.id]))
