@@ -14,6 +14,7 @@ from seg_backbone.io import read_mask, read_volume, write_mask, write_volume
 from seg_backbone.labels import display
 from seg_backbone.lesions import find_instances
 from seg_backbone.volume import Mask, Volume
+from vlm.claims import as_asked
 from vlm.cli.data import app
 from vlm.data.check import find_faults
 from vlm.data.questions import fat_percent, generate
@@ -103,13 +104,14 @@ def test_answers_are_those_of_the_named_instances(questions, instances):
         elif fact == "count":
             assert question.answer == len(pieces)
         elif fact == "presence":
-            assert question.answer == ("yes" if pieces else "no")
+            assert question.answer == as_asked(fact, "yes" if pieces else "no", question.question)
         elif fact == "box":
             assert question.answer == [{"label": display(p.label)} | p.box.to_json() for p in pieces]
         elif fact == "side":
             assert question.answer == pieces[0].side
         elif fact == "larger":
-            assert question.answer == display(max(pieces, key=lambda p: p.volume_ml).label)
+            larger = display(max(pieces, key=lambda p: p.volume_ml).label)
+            assert question.answer == as_asked(fact, larger, question.question, question.options)
         elif fact == "multiplicity":
             assert question.answer == ("single" if len(pieces) == 1 else "multiple")
         elif fact == "distance":

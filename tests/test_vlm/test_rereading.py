@@ -104,6 +104,13 @@ def test_a_measure_is_compared_where_a_question_says_with_what(scene: Scene) -> 
     assert named["choice"] == "yes" and named["value"] == pytest.approx(40.0)
 
 
+def test_a_pointer_that_tells_structures_of_one_name_apart_is_believed(scene: Scene) -> None:
+    reading = read(scene, "Where is the more voluminous parotid?", "box")
+    chosen = np.array([0.8 if i.label == "parotid_left" else 0.1 for i in scene.instances])
+    (box,) = decode(reread(replace(reading, selection=chosen), 0.0, NAMES)[0])["boxes"]
+    assert box["label"] == "parotid_left"
+
+
 def test_lesions_of_one_side(scene: Scene) -> None:
     left, right = (sum(i.label == "tumour" and i.side == side for i in scene.instances) for side in ("left", "right"))
     assert answer(scene, "How many tumours are on the left?", "count")["value"] == left

@@ -35,7 +35,7 @@ _MORE = {  # field of an instance -> the words for more or less of it
 SHOWN = {  # field -> what it is called, and its unit
     "volume_ml": ("volume", "ml"),
     "long_axis_mm": ("long axis", "mm"),
-    "diameter_3d_mm": ("largest 3D diameter", "mm"),
+    "diameter_3d_mm": ("3D diameter", "mm"),
     "craniocaudal_mm": ("extent from top to bottom", "mm"),
     "transverse_mm": ("extent from left to right", "mm"),
     "intensity_mean": ("mean attenuation", "HU"),

@@ -105,7 +105,7 @@ def _fact(reading: Reading, off_topic: float, allowed: tuple[str, ...]) -> str:
     elif off_topic >= OFF_TOPIC:
         about = bool(labels) or (is_bare(text) and bool(reading.scene.instances))
         wanted = plain if plain and about and not _TIME.search(line) else fact
-    elif reading.fact_probability < UNSURE and fact in MEASURED and plain:
+    elif reading.fact_probability < UNSURE and fact in MEASURED and plain and plain != "long_axis":
         wanted = plain
     return wanted if wanted in allowed else fact
 
@@ -144,8 +144,10 @@ def _selection(reading: Reading) -> np.ndarray:
     if _CHOOSES.search(plain_line(text)) or not labels:
         return reading.selection
     named = [i for i in instances if i.label in labels]
-    if fact in OF_ALL_NAMED:
-        return _only(reading, named)
+    if fact in OF_ALL_NAMED:  # where the pointer tells them apart ("the bulkier parotid") it is believed
+        sure = {i.id: p for i, p in zip(instances, reading.selection, strict=True)}
+        best = max(sure[i.id] for i in named)
+        return _only(reading, [i for i in named if sure[i.id] >= best / 2])
     if FACTS[fact].takes == "one" and len(labels) == 1 and (len(named) == 1 or not is_lesion(labels[0])):
         return _only(reading, [_likeliest(reading, named)])
     if FACTS[fact].takes == "pair" and len(labels) > 2:
