@@ -132,7 +132,6 @@ def test_thresholds(text, expected):
         "largest 3D diameter in mm",
         "Is there more than one tumour?",
         "more than 3 lesions",
-        "density above 30 HU",
         "less than 5 minutes",
         "Which is larger, the left or the right parotid?",
         "a 5 mm slice",
