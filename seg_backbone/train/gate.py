@@ -122,6 +122,8 @@ def train_gate(
     machine = start_machine(training)  # for its device; the network is small, so float32 on one
     training.output.mkdir(parents=True, exist_ok=True)
     groups, validation = read_cases(training, training.output / "cases", progress)
+    if not any(case.drawn for case in validation):
+        raise no_foreground(config)
     sources: list[Source] = [
         LabelledWindows(entry.weight, cases, training) for entry, cases in zip(training.datasets, groups, strict=True)
     ]
@@ -201,12 +203,7 @@ def with_threshold(config: GateConfig, probability: np.ndarray, label: np.ndarra
     """
     held, empty = np.sort(probability[label == 1]), probability[label == 0]
     if not len(held):
-        raise ConfigError(
-            config.training.split or config.training.data,
-            "validation cases with windows that hold foreground",
-            "none",
-            "let more patients validate",
-        )
+        raise no_foreground(config)
     threshold = float(held[int(np.floor((1 - config.recall) * len(held) + 1e-9))])
     validation = {
         "windows_with": len(held),
@@ -215,6 +212,14 @@ def with_threshold(config: GateConfig, probability: np.ndarray, label: np.ndarra
         "skipped": float((empty < threshold).mean()) if len(empty) else 0.0,
     }
     return replace(config.gate, threshold=threshold, validation=validation)
+
+
+def no_foreground(config: GateConfig) -> ConfigError:
+    """Of a threshold that there is nothing to choose on."""
+    where = config.training.split or config.training.data
+    return ConfigError(
+        where, "validation cases with windows that hold foreground", "none", "let more patients validate"
+    )
 
 
 def save_gate(network: torch.nn.Module, gate: GatePlan, model: Path, folder: Path) -> Path:

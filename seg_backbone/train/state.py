@@ -55,5 +55,6 @@ def load_state(path: Path, parts: dict[str, Any], made_with: dict[str, str]) -> 
     except (RuntimeError, KeyError, ValueError, TypeError, AttributeError, EOFError, UnpicklingError) as error:
         if isinstance(error, ConfigError):
             raise
-        found = f"no {error}" if isinstance(error, KeyError) else str(error).splitlines()[0]
+        found = f"no {error}" if isinstance(error, KeyError) else f"{error}".partition("\n")[0]
+        found = "a file that is none" if isinstance(error, EOFError | UnpicklingError) else found
         raise ConfigError(path, expected, found, todo) from None

@@ -110,6 +110,15 @@ def test_the_threshold_keeps_what_is_there(raw):
         with_threshold(config, probability, np.zeros(13))
 
 
+def test_nobody_to_choose_a_threshold_on(raw, tmp_path):
+    (tmp_path / "split.json").write_text(json.dumps({"patients": {"validation": []}}))
+    settings = yaml.safe_load((raw / "gate.yaml").read_text()) | {"split": str(tmp_path / "split.json")}
+    (tmp_path / "gate.yaml").write_text(yaml.safe_dump(settings | {"output": str(tmp_path / "run")}))
+    with pytest.raises(ConfigError, match="validation cases with windows that hold foreground, found none"):
+        train_gate(GateConfig.read(tmp_path / "gate.yaml"))
+    assert not (tmp_path / "run" / "log.jsonl").exists()  # told before a step is trained
+
+
 def test_it_learns_and_is_stored_beside_the_model(raw, trained):
     rows = [json.loads(line) for line in (raw / "run" / "log.jsonl").read_text().splitlines()]
     assert rows[-2]["step"] == 40 and rows[-2]["cross_entropy"] < 0.65

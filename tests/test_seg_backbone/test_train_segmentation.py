@@ -563,7 +563,7 @@ def test_a_checkpoint_of_something_else(data, tmp_path):
     with pytest.raises(ConfigError, match="a checkpoint of this configuration"):
         train_segmentation(config, resume=True)
     (tmp_path / "checkpoint.pt").write_bytes(b"no checkpoint")
-    with pytest.raises(ConfigError, match="a checkpoint of this configuration"):
+    with pytest.raises(ConfigError, match="a checkpoint of this configuration, found a file that is none"):
         train_segmentation(config, resume=True)
 
 

@@ -93,7 +93,8 @@ def refuse_faults(folders: Iterable[Path]) -> None:
 
     if faults := [fault for folder in folders for fault in find_cheap_faults(folder)]:
         if _is_first_process():
-            typer.echo("\n".join([*faults, "`vlm data check DATASET` looks into the voxels too"]), err=True)
+            lines = [" ".join(fault.splitlines()) for fault in faults]  # names of files may hold line breaks
+            typer.echo("\n".join([*lines, "`vlm data check DATASET` looks into the voxels too"]), err=True)
         raise typer.Exit(2)
 
 
