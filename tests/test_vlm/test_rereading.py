@@ -54,6 +54,7 @@ def answer(scene: Scene, text: str, fact: str, sure: float = 0.9, off_topic: flo
             "parotid_right",
             "The left parotid gland is larger",
         ),
+        ("Which is longer, the left or the right parotid?", "denser", "parotid_left", "larger by its 3D diameter"),
         ("Is this an MRI?", "modality", "no", "No. This is a CT scan."),
         ("Are the parotids of the same size?", "enlarged", "no", "No: "),
         ("What is the largest organ?", "nearest", "parotid_left", "The left parotid gland has the largest volume of 2"),
@@ -98,6 +99,8 @@ def test_a_measure_is_compared_where_a_question_says_with_what(scene: Scene) -> 
     assert short["choice"] == "yes" and short["type"] == "classification" and short["value"] == pytest.approx(9.6)
     gap = answer(scene, "Is the gap between the left and the right parotid less than 10 mm?", "gap")
     assert gap["choice"] == "no" and gap["text"].startswith("No. The ")
+    far = answer(scene, "Is the left parotid more than 3 cm from the right parotid?", "presence")
+    assert far["choice"] == "yes" and "come within" in far["text"]
     touching = answer(scene, "Does the left parotid touch the right parotid?", "presence")
     assert touching["choice"] == "no" and "come within" in touching["text"]
     named = answer(scene, "Is the mean attenuation of the left parotid above 30 HU?", "intensity")
@@ -167,6 +170,10 @@ def test_other_languages_and_nonsense(scene: Scene, text: str, sure: float, reas
 def test_quantities_that_are_not_measured(scene: Scene) -> None:
     for text in ("What is the median HU of the tumour?", "Perimeter of the tumour?", "Dose to the left parotid?"):
         assert "is measured here" in (unmeasured(read(scene, text, "intensity")) or "")
+    times = "How many times larger is the left parotid than the right one?"
+    assert "ratio of sizes" in (unmeasured(read(scene, times, "volume_difference")) or "")
+    assert unmeasured(read(scene, "HU ratio of the left to the right parotid?", "intensity_ratio")) is None
+    assert unmeasured(read(scene, "The dose depends on it. How long is the tumour?", "long_axis")) is None
     assert unmeasured(read(scene, "Maximum diameter of the tumour?", "long_axis")) is None
 
 

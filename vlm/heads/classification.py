@@ -108,8 +108,10 @@ def _ranked(reading: Reading, rank: Rank) -> dict[str, Any]:
     """The structure at a place by size or density, and the one after it."""
     order = ranked(reading, rank)
     if len(order) < rank.place:
-        found = "no structure" if not order else f"only {len(order)}"
-        reason = f"the mask holds {found} to choose from"
+        kind = "organ" if rank.organs else "structure"
+        reason = (
+            f"the mask holds {f'only {len(order)}' if order else 'no'} {kind}{'s' * (len(order) > 1)} to choose from"
+        )
         return {"text": f"I cannot tell: {reason}.", "abstained": True, "reason": reason}
     what, unit = SHOWN[rank.attribute]
     unit = unit if unit != "HU" or reading.scene.modality == "CT" else ""
@@ -117,10 +119,10 @@ def _ranked(reading: Reading, rank: Rank) -> dict[str, Any]:
     most = ("lowest", "highest") if rank.attribute == "intensity_mean" else ("smallest", "largest")
     ordinal = next((f"{word} " for word, n in PLACES.items() if n == rank.place), "")
     size = f"{shown(value)} {unit}".rstrip()
-    name = display(pieces[0].label)
-    text = f"The {name} has the {ordinal}{most[not rank.low]} {what} of {len(order)} structures: {size}."
+    name, kind = display(pieces[0].label), "organ" if rank.organs else "structure"
+    text = f"The {name} has the {ordinal}{most[not rank.low]} {what} of {len(order)} {kind}s: {size}."
     if len(order) == 1:
-        text = f"There is no structure but the {name}, with a {what} of {size}."
+        text = f"There is no {kind} but the {name}, with a {what} of {size}."
     return choose(reading, pieces[0].label, text, pieces, reading.confidence(pieces))
 
 

@@ -183,6 +183,10 @@ class Conversation:
 
     def _alone(self, text: str) -> Turn:
         answer, reading = self.engine.reply(self.scan, self._question(text))
+        before = next((turn.subject for turn in reversed(self.turns) if turn.names), ())
+        if len(before) == 1 and FACTS[reading.fact].takes == "one" and _is_unnamed(reading.mention, text):
+            focus = Focus(reading.fact, (before[0].id,))  # "is it cystic?"
+            answer, reading = self.engine.reply(self.scan, self._question(text), focus)
         subject, mention = _in_evidence(answer, self.scan.scene), reading.mention
         named = [instance.label for instance in subject] or [*mention.classes, *mention.others]
         named = named or ([LESION] if mention.lesions else [])
@@ -205,6 +209,12 @@ class Conversation:
 
     def _question(self, text: str) -> Question:
         return Question("question", self.scan.volume.source, text)
+
+
+def _is_unnamed(mention: Mention, text: str) -> bool:
+    """Whether a text speaks of "it" and names nothing."""
+    named = mention.classes or mention.others or mention.lesions
+    return not named and re.search(r"\b(?:it|its|this one|that one)\b", text.lower()) is not None
 
 
 def resolve(text: str, turns: list[Turn], scene: Scene) -> FollowUp | None:

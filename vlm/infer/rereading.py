@@ -18,7 +18,7 @@ from vlm.claims import claimed, is_claim
 from vlm.data.threshold import Threshold
 from vlm.facts import FACTS, facts_of
 from vlm.grounding import split_side
-from vlm.heads.ranks import PLACES, parse_rank, ranked
+from vlm.heads.ranks import PLACES, compared_by, parse_rank, ranked
 from vlm.heads.reading import SELECT, Reading
 from vlm.infer.plain_words import fact_in, is_bare, plain_line
 
@@ -38,6 +38,8 @@ _IN_3D = re.compile(
     r"|remote|tilt|rod|whichever|voxel|overall|true"
 )
 TOUCHES = re.compile(r" (?:touch\w*|abut\w*|adjacent|contiguous|in contact|border(?:s|ing)?|adjoin\w*) ")
+_AWAY = re.compile(r" (?:from|apart|away|within|between) ")
+_DENSITY = re.compile(r" (?:\w*dens\w*|hu|attenuat\w*|bright\w*|dark\w*|intens\w*|signal) ")
 _SAME_SIZE = re.compile(r" (?:same|equal\w*|similar|alike|symmetr\w*|different|unequal) ")
 _TIME = re.compile(r" how long (?:has|have|had|did|will|would|until|ago|before|after|to live|since) ")
 
@@ -76,13 +78,16 @@ def _fact(reading: Reading, off_topic: float, allowed: tuple[str, ...]) -> str:
         fact_in(text, tuple(name for name in MEASURED if FACTS[name].takes == takes)) for takes in ("one", "pair")
     )
     plain = pairs if len(labels) == 2 and pairs else singles if len(labels) < 2 else None
+    away = reading.threshold and _AWAY.search(line) and fact not in MEASURED
     wanted = fact
     if rank and rank.asks:
         wanted = "denser" if rank.attribute == "intensity_mean" else "larger"
     elif fact == "diameter_3d" and not _IN_3D.search(line):
         wanted = "long_axis"
-    elif is_claim(text) and len(labels) == 2 and TOUCHES.search(line):
+    elif is_claim(text) and len(labels) == 2 and (TOUCHES.search(line) or away):
         wanted = "gap"
+    elif fact == "denser" and compared_by(text) != "volume_ml" and not _DENSITY.search(line):
+        wanted = "larger"
     elif len(labels) == 2 and " minus " in line and fact not in ("volume_difference", "intensity_difference"):
         wanted = "volume_difference" if re.search(r" (?:volume|size|ml|cc) ", line) else "intensity_difference"
     elif fact == "modality" and claimed("region", text, reading.mention):

@@ -27,6 +27,10 @@ STATE = re.compile(  # at the end of a question
 )
 JUDGED = ("fatty", "asymmetric", "outlier", "clustered", "modality", "region")  # facts whose rules have such words
 SIZE = re.compile(r"\b(?:size[ds]?|large|big|small|volume)\b")
+RATIO = re.compile(r"\b(?:ratio|quotient|times|\w*fold|factor)\b")
+DENSITY = re.compile(
+    r"\b(?:\w*dens\w*|hu|hounsfield|attenuat\w*|bright\w*|dark\w*|intens\w*|signal|gr[ae]y|enhanc\w*)\b"
+)
 OTHER_MEASURES = re.compile(  # what people ask for and no fact measures
     r"\b(?:(?:min(?:imum|imal)?|max(?:imum|imal)?|median|peak|modal) (?:hu|hounsfield|density|intensity|attenuation"
     r"|signal|value)|(?:lowest|highest) (?:voxel|value|pixel)|perimeter|circumference|sphericity|roundness|compactness"
@@ -121,9 +125,12 @@ def unmeasured(reading: Reading) -> str | None:
     quantity that is not measured ("the perimeter", "the median HU").
     """
     text, fact = reading.question.question.lower(), reading.fact
-    other = OTHER_MEASURES.search(text)
+    clauses = [clause for clause in re.split(r"[.;,!]\s", text) if len(clause.split()) > 2] or [text]
+    other = OTHER_MEASURES.search(clauses[-1])  # "The dose depends on it. What is its volume?"
     if other and ":" not in fact and FACTS[fact].takes != "scan":
         return f"no {re.sub('hu$', 'HU', other[0])} is measured here"
+    if fact in ("volume_difference", "intensity_ratio") and RATIO.search(text) and not DENSITY.search(text):
+        return "no ratio of sizes is measured here, but the share in per cent is"
     state = STATE.search(text)
     by_size = fact == "enlarged" and state is not None and state[1].endswith("normal") and SIZE.search(text)
     if state is None or by_size or fact in JUDGED or FACTS[fact].kind not in ("classification", "detection"):
