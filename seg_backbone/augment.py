@@ -46,6 +46,13 @@ class Augmentation:
     gamma: float = 0.0
     bias_field: float = 0.0
 
+    def __post_init__(self) -> None:
+        for name in ("mirror", "centred", "blur", "low_resolution", "contrast", "gamma", "bias_field"):
+            assert 0 <= getattr(self, name) <= 1, f"{name} is a chance from 0 to 1"
+        for name in ("rotate_deg", "crop_mm", "shift_mm", "intensity", "noise"):
+            assert getattr(self, name) >= 0, f"{name} is not negative"
+        assert 0 < self.scale[0] <= self.scale[1], "scale is two factors above 0, the smaller one first"
+
 
 def draw_window(
     case: TrainingCase, plan: Plan, augmentation: Augmentation, random: np.random.Generator

@@ -114,7 +114,11 @@ def _run(train: Any, settings: Any, resume: bool) -> None:
             typer.echo(f"{one['question']}\n    {one['answer']} (reference: {one['reference']})", err=True)
 
     with stages() as progress:
-        folder = train(settings, resume=resume, report=report, progress=progress)
+        try:
+            folder = train(settings, resume=resume, report=report, progress=progress)
+        except KeyboardInterrupt:
+            typer.echo("interrupted; --resume goes on from the last checkpoint, if there is one", err=True)
+            raise
     if _is_first_process():
         typer.echo(folder)
 
