@@ -97,14 +97,18 @@ _WORDS = {  # fact -> value -> how it is said
     },
 }
 _NUMBERS = {"one": 1, "single": 1, "solitary": 1, "two": 2, "both": 2, "three": 3, "four": 4, "five": 5, "six": 6}
-_SEVERAL = r"\b(?:several|multiple|multifocal|many|more than (?:a single|one|1)|plural|numerous|a number of)\b"
+_NO_UNIT = r"(?!\s*(?:[.,]\d|mm|cm|ml|cc|l\b|hu\b|%|milli|centi|cubic|square|lit(?:re|er)|inch|of the|or |slice))"
+_SEVERAL = (
+    rf"\b(?:several|multiple|multifocal|many|more than (?:a single|one|1)|plural|numerous|a number of)\b{_NO_UNIT}"
+)
 _SINGLE = (
     r"\b(?:the only|on its own|alone|isolated|unifocal|(?:only|exactly|just) (?:the )?(?:1|one|a single)"
     r"|(?<!more than a )single|solitary|lone)\b"
 )
 _NUMBER = re.compile(
-    rf"\b(?P<how>at least|at most|no more than|more than|fewer than|less than)? ?(?P<n>\d+|{'|'.join(_NUMBERS)})"
-    r"\b(?!\s*(?:[.,]\d|mm|cm|ml|cc|l\b|%|milli|centi|cubic|of the|or |slice))"
+    r"(?:^|\b(?:there|are|is|has|have|see|shows?|contains?|find|exactly|only|just|with|all) )"
+    rf"(?:(?P<how>at least|at most|no more than|more than|fewer than|less than) )?(?P<n>\d+|{'|'.join(_NUMBERS)})"
+    rf"\b{_NO_UNIT}"
 )
 
 

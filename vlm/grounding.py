@@ -163,6 +163,11 @@ def says(text: str, name: str) -> bool:
     return bool(last) and any(next(_found(trie, words, start), None) for start in range(len(words)))
 
 
+def is_finding(name: str) -> bool:
+    """True for an entry of `Mention.others` that is found in organs, as a cyst is, and is none itself."""
+    return name in _table()["findings"]
+
+
 def split_side(name: str) -> tuple[str, str | None]:
     """`parotid_left` -> ("parotid", "left"); a name without a side comes back whole with None."""
     base, _, last = name.rpartition("_")

@@ -111,6 +111,10 @@ def test_values_that_are_claimed(fact, text, values):
         ("Is there a tumour?", None),
         ("Single or multiple?", None),
         ("Is there a tumour larger than 5 cm?", None),
+        ("Is there a tumour on slice 45?", None),
+        ("Is the liver more than 1 litre?", None),
+        ("Is there a tumour in both glands?", None),
+        ("Does the scan show at most 2 lesions?", True),
     ],
 )
 def test_numbers_that_are_claimed(text, of_two):

@@ -123,6 +123,8 @@ def test_an_answer_in_part_says_what_is_not_known(scene: Scene) -> None:
     assert there["choice"] == "yes" and there["unknown"] == ("liver",)
     nothing = answered(scene, "presence", "Is there a liver or a larynx?")
     assert nothing["abstained"] and "liver" in nothing["reason"] and "choice" not in nothing
+    cyst = answered(scene, "presence", "Does the left parotid contain a cyst?", "parotid_left")
+    assert cyst["abstained"] and "the cyst" in cyst["reason"]
     lesions = answered(scene, "count", "How many liver tumours are there?", "tumour", given=True)
     assert lesions["value"] == 3 and lesions["text"].endswith("Not known: the given labels do not name the liver.")
     whole = answered(scene, "volume", "Volume of the left parotid?", "parotid_left")

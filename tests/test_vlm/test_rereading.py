@@ -38,6 +38,8 @@ def answer(scene: Scene, text: str, fact: str, sure: float = 0.9, off_topic: flo
         ("Is there a left parotid?", "presence", "yes", "Yes, there is a left parotid gland."),
         ("Are there two tumours?", "presence", "no", "No: 3 were found."),
         ("Are there at least two tumours?", "multiplicity", "yes", "Yes: 3 were found."),
+        ("Does it show a left parotid and a larynx?", "presence", "no", "No, no larynx was found."),
+        ("Does it show a left parotid or a larynx?", "presence", "yes", "Yes, there is a left parotid gland."),
         ("Is the left parotid larger than 5 cm?", "presence", "no", "No, the left parotid gland has a long axis of"),
         ("Is the left parotid larger than 5 cm?", "larger", "no", "No, the left parotid gland has a long axis of"),
         (
@@ -173,6 +175,9 @@ def test_quantities_that_are_not_measured(scene: Scene) -> None:
     times = "How many times larger is the left parotid than the right one?"
     assert "ratio of sizes" in (unmeasured(read(scene, times, "volume_difference")) or "")
     assert unmeasured(read(scene, "HU ratio of the left to the right parotid?", "intensity_ratio")) is None
+    beside = "Is the left parotid behind the right parotid?"
+    assert "lie to each other" in (unmeasured(read(scene, beside, "presence")) or "")
+    assert unmeasured(read(scene, "Is there a left or a right parotid?", "presence")) is None
     assert unmeasured(read(scene, "The dose depends on it. How long is the tumour?", "long_axis")) is None
     assert unmeasured(read(scene, "Maximum diameter of the tumour?", "long_axis")) is None
 

@@ -41,6 +41,16 @@ def _presence(reading: Reading) -> dict[str, Any]:
     if reading.threshold and (judged := reading.meant()):
         return _sized(reading, reading.threshold, chosen, judged)
     if chosen:
+        there = {i.label for i in chosen}
+        lacking = [name for name in reading.mention.classes if name not in there and name not in reading.mention.places]
+        if (
+            lacking
+            and not reading.mention.lesions
+            and re.search(r"\band\b", reading.question.question.lower())
+            and is_yes_or_no(options)
+        ):
+            text = f"No, no {' and no '.join(map(display, lacking))} was found."
+            return choose(reading, "no", text, chosen, reading.confidence(chosen))
         text = f"Yes, there is {a_or_an(display(chosen[0].label))}."
         text = text if len(chosen) == 1 else f"Yes, {len(chosen)} were found."
         return choose(reading, "yes", text, chosen, reading.confidence(chosen))
@@ -105,7 +115,7 @@ def _rank(reading: Reading) -> Rank | None:
 
 
 def _ranked(reading: Reading, rank: Rank) -> dict[str, Any]:
-    """The structure at a place by size or density, and the one after it."""
+    """The structure at a place by size or density."""
     order = ranked(reading, rank)
     if len(order) < rank.place:
         kind = "organ" if rank.organs else "structure"

@@ -168,7 +168,7 @@ def evidence(instances: list[Instance]) -> tuple[dict[str, Any], ...]:
 
 def a_or_an(thing: str) -> str:
     """A thing with its article: "a tumour", "an esophagus"."""
-    return f"{'an' if thing[:1] in 'aeiou' else 'a'} {thing}"
+    return f"{'an' if re.match('[aeio]|u[^rtv]', thing) else 'a'} {thing}"
 
 
 def shown(value: float) -> str:

@@ -140,7 +140,7 @@ def _selection(reading: Reading) -> np.ndarray:
     if not reading.mention.classes:
         everything = re.search(r" (organ|structure|thing)s? ", plain_line(text))
         lesions = [i for i, p in zip(instances, reading.selection, strict=True) if is_lesion(i.label) and p >= SELECT]
-        if everything and fact == "count":
+        if everything and fact in ("count", "contents"):
             largest = {i.label: i for i in sorted(instances, key=lambda i: i.volume_ml)}.values()
             return _only(reading, [i for i in largest if everything[1] != "organ" or not is_lesion(i.label)])
         if lesions and not everything and fact in ("presence", "count", "box", "multiplicity"):

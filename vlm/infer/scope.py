@@ -9,9 +9,10 @@ from typing import Any
 
 from seg_backbone.labels import display, is_lesion
 from seg_backbone.lesions import Instance
+from vlm.claims import is_claim
 from vlm.data.wordings import enumerate_things
 from vlm.facts import FACTS
-from vlm.grounding import Mention, find_mentions, split_side, words_for
+from vlm.grounding import Mention, find_mentions, is_finding, split_side, words_for
 from vlm.heads.reading import Reading
 from vlm.infer.plain_words import PRONOUNS, is_bare
 from vlm.scene import Scene, scene_classes
@@ -27,6 +28,10 @@ STATE = re.compile(  # at the end of a question
 )
 JUDGED = ("fatty", "asymmetric", "outlier", "clustered", "modality", "region")  # facts whose rules have such words
 SIZE = re.compile(r"\b(?:size[ds]?|large|big|small|volume)\b")
+RELATION = re.compile(
+    r"\b(?:within \d|(?:left|right|front|anterior|posterior|superior|inferior|medial|lateral) (?:of|to) "
+    r"|above the|below the|behind|beneath|beside|near|next to|between|surround\w*|displac\w*|compress\w*|invad\w*)"
+)
 RATIO = re.compile(r"\b(?:ratio|quotient|times|\w*fold|factor)\b")
 DENSITY = re.compile(
     r"\b(?:\w*dens\w*|hu|hounsfield|attenuat\w*|bright\w*|dark\w*|intens\w*|signal|gr[ae]y|enhanc\w*)\b"
@@ -101,13 +106,14 @@ def _serves(name: str, mention: Mention) -> bool:
 def told_in_part(reading: Reading, parts: dict[str, Any], given: bool) -> dict[str, Any]:
     """The parts of an answer to a question that names what this checkpoint cannot find, too: what is not known is said.
 
-    That something is not there cannot be said of structures of which some are not known.
+    That something is not there cannot be said of structures of which some are not known, and that an organ is there
+    is no answer to whether it holds a cyst.
     """
     missing = unknown(reading.scene, reading.mention)
     if FACTS[reading.fact].takes == "scan" or parts.get("abstained") or not missing:
         return parts
     reason = _why(reading.scene, reading.mention, missing, given)
-    if reading.fact == "presence" and not parts["evidence"]:
+    if reading.fact == "presence" and (not parts["evidence"] or any(map(is_finding, missing))):
         return {"text": f"I cannot answer: {reason}.", "abstained": True, "reason": reason}
     return parts | {"text": f"{parts['text']} Not known: {reason}.", "unknown": missing}
 
@@ -131,6 +137,10 @@ def unmeasured(reading: Reading) -> str | None:
         return f"no {re.sub('hu$', 'HU', other[0])} is measured here"
     if fact in ("volume_difference", "intensity_ratio") and RATIO.search(text) and not DENSITY.search(text):
         return "no ratio of sizes is measured here, but the share in per cent is"
+    if fact == "presence" and len(reading.mention.classes) > 1 and is_claim(text) and RELATION.search(text):
+        return "how structures lie to each other is not told, only how far apart they are"
+    if re.search(r"\bwhat(?: structures?| organs?)? (?:is|are|lies?) between\b", text):
+        return "what lies between structures is not told, only how far apart they are"
     state = STATE.search(text)
     by_size = fact == "enlarged" and state is not None and state[1].endswith("normal") and SIZE.search(text)
     if state is None or by_size or fact in JUDGED or FACTS[fact].kind not in ("classification", "detection"):
