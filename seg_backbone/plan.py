@@ -162,7 +162,7 @@ class Plan:
         assert len(set(self.classes)) == len(self.classes) > 0, "class names must differ"
         assert {part for parts in self.regions.values() for part in parts} <= set(self.classes), "regions name classes"
         assert not set(self.regions) & set(self.classes), "a region has a class's name"
-        assert len(self.spacing_mm) == 3 and all(s > 0 for s in self.spacing_mm), "spacing_mm is three sizes above 0"
+        assert len(self.spacing_mm) == 3 and all(s > 0 for s in self.spacing_mm), "spacing_mm is above 0 on three axes"
         sides = len(self.patch) == 3 and all(isinstance(side, int) and side > 0 for side in self.patch)
         assert sides, "patch is three whole numbers of voxels"
         assert 0 < self.step <= 1, "step is above 0 and up to 1"
