@@ -73,6 +73,7 @@ def test_choices(scene: Scene, text: str, fact: str, choice: str, says: str) -> 
 def test_yes_or_no_fits_the_options(scene: Scene) -> None:
     out = answer(scene, "No tumours?", "presence", options=("Yes", "No"))
     assert out["choice"] == "No"
+    assert answer(scene, "No tumours?", "presence", options=("(A) yes", "(B) no"))["choice"] == "(B) no"
     state = answer(scene, "Are the tumours absent?", "presence", options=("present", "absent"))
     assert state["choice"] == "present", "options that state a fact are no answer to the words"
     assert answer(scene, "Is this an MRI?", "modality", options=("CT", "MR"))["choice"] == "CT"

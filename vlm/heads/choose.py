@@ -10,6 +10,7 @@ from seg_backbone.lesions import Instance
 from vlm.claims import claimed, negated
 from vlm.heads.reading import Reading, evidence
 
+_YES_OR_NO = re.compile(r"\W*(?:[a-d1-9]\W+)?(?:yes|no|true|false)\W*")  # also "(A) yes"
 _SAME = {
     "yes": ("yes", "present", "true", "visible", "positive"),
     "no": ("no", "absent", "false", "not visible", "negative"),
@@ -46,7 +47,7 @@ def match_option(value: str, options: tuple[str, ...]) -> str | None:
 
 def is_yes_or_no(options: tuple[str, ...]) -> bool:
     """Whether an answer may be yes or no: the options say so, or there are none."""
-    return not options or any(option.lower().strip(" .") in ("yes", "no", "true", "false") for option in options)
+    return not options or any(_YES_OR_NO.fullmatch(option.lower()) for option in options)
 
 
 def number(reading: Reading, so: bool, instances: list[Instance]) -> dict[str, Any]:
