@@ -65,7 +65,7 @@ def a_step(logits):
 
 
 def configuration(**changes):
-    return SegmentationConfig(**{"data": "raw", "output": "run", "plan": PLAN, "datasets": ("dataset",)} | changes)
+    return SegmentationConfig(**{"data": "raw", "output": "run", "plan": PLAN, "datasets": (DatasetEntry("dataset"),)} | changes)
 
 
 def test_coarser_logits_weigh_half_as_much():
