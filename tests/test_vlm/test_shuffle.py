@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -67,9 +68,9 @@ def test_answers_follow_the_image(run: Run, llm_folder: Path, tmp_path: Path, mo
     read = engine.model.interpret
 
     def rightly(scene, opened, question, focus=None):  # type: ignore[no-untyped-def]
-        return read(
-            scene, opened, question, Focus("count", tuple(i.id for i in scene.instances if i.label == "tumour"))
-        )
+        lesions = tuple(i.id for i in scene.instances if i.label == "tumour")
+        reading, _ = read(scene, opened, question, Focus("count", lesions))
+        return replace(reading, fact_probability=1.0), 0.0
 
     monkeypatch.setattr(engine.model, "interpret", rightly)
     monkeypatch.setattr("vlm.infer.engine.Engine.load", lambda *given: engine)
