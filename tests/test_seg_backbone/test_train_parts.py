@@ -65,7 +65,8 @@ def a_step(logits):
 
 
 def configuration(**changes):
-    return SegmentationConfig(**{"data": "raw", "output": "run", "plan": PLAN, "datasets": (DatasetEntry("dataset"),)} | changes)
+    entries = (DatasetEntry("dataset"),)
+    return SegmentationConfig(**{"data": "raw", "output": "run", "plan": PLAN, "datasets": entries} | changes)
 
 
 def test_coarser_logits_weigh_half_as_much():
