@@ -107,7 +107,7 @@ WORDS: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 LESIONS = ("tumour",)
 LESION_WORDS = {*WORDS["tumour"], "tumours", "tumors", "lesions", "metastasis", "metastases", "nodule", "nodules"}
-LESION_WORDS |= {"cyst", "cysts", "cancer", "gtv"}
+LESION_WORDS |= {"cyst", "cysts"}
 NO_LESIONS = ("body mass", "muscle mass", "bone mass", "fat mass", "lean mass", "mass effect", "growth plate")
 # Ids that a challenge's scorer expects. Every lesion class stands under "tumour".
 FLARE23_LABELS = {
