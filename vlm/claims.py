@@ -9,10 +9,12 @@ language model, whose facts have no opposite.
 from __future__ import annotations
 
 import re
+from typing import Any
 
 from vlm.grounding import Mention
 
 STATES = ("presence", "enlarged", "asymmetric", "outlier", "fatty", "measurable")  # facts that are "yes" or "no"
+DIFFERENCES = ("volume_difference", "intensity_difference")
 _FLAGS = re.compile(r"\b(?:please|(?:answer )?yes(?: or |/|, | )no|y/n|true or false|or not)\b")
 _TAG = re.compile(
     r"[,;.?-]\s*(?:right|correct|agreed?|ok|okay|eh|(?:is|are|was|does|do|has|have|can)(?: ?n['’]?t)? "
@@ -140,15 +142,22 @@ def negated(fact: str, text: str) -> bool:
     return turns % 2 == 1
 
 
-def as_asked(fact: str, answer: str, text: str, options: tuple[str, ...] = ()) -> str:
+def as_asked(fact: str, answer: Any, text: str, options: tuple[str, ...] = ()) -> Any:
     """The reference answer that fits the words of a question: of STATES the opposite where it asks for that, of two
-    structures the other one where the smaller or darker one is asked for.
+    structures the other one where the smaller or darker one is asked for, of a difference its size where no sign is.
     """
+    if fact in DIFFERENCES:
+        return answer if asks_for_signed(text) else abs(answer)
     if fact in STATES and negated(fact, text):
         return {"yes": "no", "no": "yes"}.get(answer, answer)
     if fact in ("larger", "denser") and len(options) == 2 and asks_for_less(fact, text):
         return next((option for option in options if option != answer), answer)
     return answer
+
+
+def asks_for_signed(text: str) -> bool:
+    """Whether a difference is that of the first structure named minus the second."""
+    return re.search(r"\bminus\b", text.lower()) is not None
 
 
 def asks_for_less(fact: str, text: str) -> bool:

@@ -24,11 +24,13 @@ class Fact:
 
 
 class Facts(dict[str, Fact]):
-    """Facts by name. "value:NAME:UNIT", "label:NAME" and "count:NAME" are facts of whole scans that a table of the
+    """Facts by name, those of SAID without being listed. "value:NAME:UNIT", "label:NAME" and "count:NAME" are facts of whole scans that a table of the
     user's gives (see vlm/data/targets.py): they say of themselves what they are, and are not among the names listed.
     """
 
     def __missing__(self, name: str) -> Fact:
+        if name in SAID:
+            return SAID[name]
         sort, _, rest = name.partition(":")
         if sort == "value":
             target, _, unit = rest.partition(":")
@@ -97,6 +99,15 @@ FACTS |= {
     "measurable": Fact("Is a lesion large enough to be a RECIST target lesion: yes or no.", _CLASS, "one"),
 }
 NAMES = tuple(FACTS)
+SAID = {  # facts that only words tell, see vlm/infer/rereading.py: no network learns them
+    "position": Fact("How two structures lie to each other: above, behind, left of.", _CLASS, "pair"),
+    "nearer": Fact("Which of two structures is nearer to a third.", _CLASS, "any"),
+    "neighbours": Fact("The structures that touch one.", "multilabel", "one"),
+    "volume_ratio": Fact("Volume of one structure divided by another's.", _MEASURE, "pair"),
+    "slices": Fact("How many axial slices the scan has.", "counting", "scan"),
+    "voxel_size": Fact("Size of a voxel and distance of the slices.", _MEASURE, "scan"),
+    "field_of_view": Fact("Size of the scan in mm and voxels.", "open", "scan"),
+}
 FIRST_FACTS = NAMES[: NAMES.index("off_topic") + 1]  # those that a checkpoint knows which does not say
 # unit asked for -> (unit it is measured in, factor)
 UNITS: dict[str, tuple[str, float]] = {

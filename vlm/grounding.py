@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,6 +33,16 @@ _TO_LAST = re.compile(
     r"(?:(?:on|of|in|at|to|the|lying|located|situated|seen|found|side|left|right|,|and|or|vs|versus) )*"
 )
 _INSIDE = re.compile(r"(?<![a-z])(?:in|within|inside) (?:(?:the|both|left|right) )*$")
+_HOLDS = re.compile(  # between an organ and the lesion that it may hold: "the spleen contains a", "kidney has the"
+    r"(?:that |which |does |do |also |still |really |sided? )*(?:contains?|containing|holds?|have|has|having|harbou?rs?|"
+    r"harbou?ring|shows?|bears?|carr(?:y|ies)|hosts?|with|without|free (?:of|from)|clear of|(?:is |are )?(?:affected|"
+    r"involved|invaded|occupied) by)(?: [a-z]+){0,3} "
+)
+_EXCEPT = re.compile(
+    r"\b(?:excluding|except(?: for)?|other than|apart from|aside from|besides|not (?:counting|including)|without (?:counting"
+    r"|including)|but not|ignoring|disregarding|leaving out)\b(?P<those>.*)",
+    re.IGNORECASE,
+)
 _OF = re.compile(r"([a-z]+) of (?:(?:the|both|left|right) )*$")
 _LIES_IN = re.compile(r"(?:of|in|on|at|within|inside|from) (?:(?:the|both|left|right) )*")
 _PREPOSITIONS = "in|within|inside|of|on|at|to|from|by|near|below|beneath|under|before|behind|between|beside|around|with"
@@ -103,6 +113,8 @@ def find_mentions(text: str, classes: tuple[str, ...]) -> Mention:
     tumour" the liver is only the place. An empty text names nothing.
     """
     known = _known(classes)
+    if exception := _EXCEPT.search(text):
+        return _without(find_mentions(text[: exception.start()], classes), find_mentions(exception["those"], classes))
     words = _words(text, known.vocabulary)
     hits = _with_places(_with_parts(_hits(words, known), words, known), words, known)
     sides = _sides(words, hits)
@@ -111,7 +123,7 @@ def find_mentions(text: str, classes: tuple[str, ...]) -> Mention:
     for number, hit in enumerate(hits):
         members = _members(hit, known)
         said = [side for side in sides if side.hit in (number, None)]
-        inside = hit.place or _INSIDE.search(_gap(words, 0, hit.start))
+        inside = hit.place or _INSIDE.search(_gap(words, 0, hit.start)) or _holds(number, hits, words)
         for name, side in members:
             at = [(hit.start if s.hit == number else s.at, s.at) for s in said if s.side == side]
             if side is None or not said or at:
@@ -322,6 +334,19 @@ def _holds_lesion(number: int, hits: list[_Hit], words: list[str]) -> bool:
     return any(lesion.start == hit.end or _LIES_IN.fullmatch(_gap(words, lesion.end, hit.start)) for lesion in lesions)
 
 
+def _holds(number: int, hits: list[_Hit], words: list[str]) -> bool:
+    """Whether a hit is said to hold the finding after it: "does the spleen contain a lesion?"."""
+    if number + 1 == len(hits) or _is_finding(hits[number]) or not _is_finding(hits[number + 1]):
+        return False
+    return _HOLDS.fullmatch(_gap(words, hits[number].end, hits[number + 1].start)) is not None
+
+
+def _without(mention: Mention, those: Mention) -> Mention:
+    """A mention but for what another one names; of one that names nothing else lesions."""
+    kept = tuple(name for name in mention.classes if name not in those.classes)
+    return replace(mention, classes=kept)
+
+
 def _is_finding(hit: _Hit) -> bool:
     return any(name == LESION or name in _table()["findings"] for name in hit.names)
 
@@ -367,6 +392,7 @@ def _names() -> dict[str, tuple[str, ...]]:
         names[plain[0]] = tuple(dict.fromkeys(plain[1:]))
     for section in ("anatomy", "findings", "lesions"):
         names |= {name: tuple(words) for name, words in _table()[section].items()}
+    names |= {name: () for name in _table()["families"]}
     names[LESION] += tuple(_table()["kinds"])
     return names
 
@@ -429,8 +455,12 @@ def _known(classes: tuple[str, ...]) -> _Known:
             for second in _structures(finding):
                 if second == LESION or second in _table()["findings"]:
                     compounds |= {(first, second): label for first in (organ, *_structures(organ))}
+                if second in _table()["findings"]:  # "a cyst" names every class of cysts
+                    members.setdefault(second, []).append((name, side))
     for whole, parts in _table()["wholes"].items():
         members.setdefault(whole, [pair for part in parts for pair in members.get(part, ())])
+    for family, (structure, numbers) in _table()["families"].items():
+        members[family] = [pair for pair in members.get(structure, ()) if re.search(rf"_{numbers}$", pair[0])]
     own = _long(" ".join(classes).replace("_", " "))
     return _Known(members, trie, compounds, _vocabulary() if own <= _vocabulary() else _vocabulary() | own)
 

@@ -59,3 +59,9 @@ def region_of(label: str) -> str | None:
     return next(
         (r for r, words in TELLING.items() if any(re.search(f" {word}(?:e?s)? ", name) for word in words)), None
     )
+
+
+def region_in(text: str) -> str | None:
+    """The one region that a text names: "describe the abdomen"; None where it names none or several."""
+    said = {name for word, name in {**STATED, "thorax": "chest", "belly": "abdomen"}.items() if word in text.lower()}
+    return said.pop() if len(said) == 1 else None

@@ -19,7 +19,7 @@ from seg_backbone.lesions import Instance, Instances
 from seg_backbone.predict import Features
 from seg_backbone.relations import Relations
 from seg_backbone.volume import Volume
-from vlm.body import body_grid
+from vlm.body import body_grid, is_cut
 from vlm.encoders.pooling import CELLS, Cells, instance_features, visual_cells
 from vlm.regions import REGIONS, regions_in_view
 
@@ -33,7 +33,7 @@ class Scene:
     """visual (cells, channels + 6) float32; pooled (K, channels) float32 and geometry (K, GEOMETRY) float32, one row
     an instance in the order of `instances`; facts (FACTS,) float32. body: the part of `grid` that holds the body.
     classes: names that an instance could have; untrained: those of them that the checkpoint cannot find in this scan.
-    relations: what code measures between instances.
+    relations: what code measures between instances. cut: see vlm/body.py; "in the midline" cannot be said then.
     """
 
     source: str
@@ -48,6 +48,7 @@ class Scene:
     geometry: np.ndarray
     facts: np.ndarray
     relations: Relations = field(default_factory=Relations)
+    cut: bool = False
 
     def showing(self, instances: list[Instance], pooled: np.ndarray) -> Scene:
         """The same scan with other instances; pooled: (K, channels)."""
@@ -99,6 +100,7 @@ def scene_of(
         geometry=describe(shown, volume.modality, body),
         facts=scan_facts(volume.modality, body, shown),
         relations=relations or Relations(),
+        cut=is_cut(volume),
     )
 
 

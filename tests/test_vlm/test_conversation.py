@@ -26,7 +26,7 @@ LARGE, MIDDLE, SMALL, RIGHT, LEFT = 1, 2, 3, 4, 5  # the phantom's instances: tu
 MEASURED = tuple(name for name, fact in FACTS.items() if fact.attribute)
 FOLLOW_UPS = {
     "long_axis": ("how long is it?", "And its longest diameter?"),
-    "short_axis": ("its width?", "how wide is it"),
+    "short_axis": ("its short axis?", "And the minor axis?"),
     "diameter_3d": ("and the 3D diameter?", "What is its largest 3D diameter?"),
     "craniocaudal": ("how tall is it?", "and its craniocaudal extent"),
     "volume": ("and its volume?", "Volume?", "how many ml is it?", "What about its volume, please?"),

@@ -177,7 +177,7 @@ def test_quantities_that_are_not_measured(scene: Scene) -> None:
     assert "ratio of sizes" in (unmeasured(read(scene, times, "volume_difference")) or "")
     assert unmeasured(read(scene, "HU ratio of the left to the right parotid?", "intensity_ratio")) is None
     beside = "Is the left parotid behind the right parotid?"
-    assert "lie to each other" in (unmeasured(read(scene, beside, "presence")) or "")
+    assert "press on each other" in (unmeasured(read(scene, beside, "presence")) or "")
     assert unmeasured(read(scene, "Is there a left or a right parotid?", "presence")) is None
     assert unmeasured(read(scene, "The dose depends on it. How long is the tumour?", "long_axis")) is None
     assert unmeasured(read(scene, "Maximum diameter of the tumour?", "long_axis")) is None

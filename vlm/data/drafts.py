@@ -291,11 +291,17 @@ def _gap(scene: Scene) -> Iterator[Draft]:
             yield Draft(_only(scene.phrase(thing), "things"), answer, thing.pieces)
 
 
+def _difference(first: Instance, second: Instance, attribute: str) -> float:
+    """That of the first minus that of the second; without a sign for two of one class."""
+    difference = float(getattr(first, attribute) - getattr(second, attribute))
+    return difference if first.label != second.label else abs(difference)
+
+
 def _volume_difference(scene: Scene) -> Iterator[Draft]:
     for slots, first, second in _pairs(scene):
         small, large = sorted((first.volume_ml, second.volume_ml))
         if large > CLEAR * small:
-            yield Draft(slots, large - small, (first, second))
+            yield Draft(slots, _difference(first, second, "volume_ml"), (first, second))
 
 
 def _dense_pairs(scene: Scene) -> Iterator[tuple[dict[str, str], Instance, Instance, float, float]]:
@@ -307,7 +313,7 @@ def _dense_pairs(scene: Scene) -> Iterator[tuple[dict[str, str], Instance, Insta
 
 def _intensity_difference(scene: Scene) -> Iterator[Draft]:
     for slots, first, second, one, other in _dense_pairs(scene):
-        yield Draft(slots, abs(one - other), (first, second))
+        yield Draft(slots, _difference(first, second, "intensity_mean"), (first, second))
 
 
 def _intensity_ratio(scene: Scene) -> Iterator[Draft]:
@@ -399,12 +405,13 @@ def _most_affected(scene: Scene) -> Iterator[Draft]:
     organs = {thing.pieces[0].label: thing for thing in scene.organs}
     for thing in scene.lesions if len(organs) > 1 else ():
         labels = scene.random.sample(list(organs), min(4, len(organs)))
-        among = [organs[label].pieces[0] for label in labels]
+        every = [organ.pieces[0] for organ in organs.values()]
         held = dict.fromkeys(labels, 0.0)
         for piece in thing.pieces:
-            organ = scene.relations.nearest(piece, among)
+            organ = scene.relations.nearest(piece, every)
             assert organ is not None, "there are organs"
-            held[organ.label] += piece.volume_ml
+            if organ.label in held:
+                held[organ.label] += piece.volume_ml
         first, second = sorted(held.values(), reverse=True)[:2]
         if first > CLEAR * second:
             slots = _only(scene.phrase(thing), "things")

@@ -187,9 +187,8 @@ def _question(files: CaseFiles, image: str, fact: str, number: int, draft: Draft
     }
     if files.synthetic:
         about["synthetic"] = True
-    text, answer = scene.wordings.fill(fact, scene.part, scene.random, **draft.slots), draft.answer
-    if isinstance(answer, str):
-        answer = as_asked(fact, answer, text, draft.options)
+    text = scene.wordings.fill(fact, scene.part, scene.random, **draft.slots)
+    answer = as_asked(fact, draft.answer, text, draft.options)
     return Question(
         id=f"{files.dataset}/{files.case}/{fact}/{number}",
         image=image,

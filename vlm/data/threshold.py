@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import operator
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from seg_backbone.lesions import Instance
@@ -36,19 +36,35 @@ AFTER = {  # comparison after the unit
     ">=": rf"(?:or|and)\s+(?:{_MORE}|above|over|up)",
     "<=": rf"(?:or|and)\s+(?:{_LESS}|below|under|down)",
 }
+_WORDS = {  # unit -> attribute -> the words that say it is compared; the attribute of ATTRIBUTES without them
+    "mm": {
+        "short_axis_mm": r"short(?:est)?(?:-| )axis|minor axis",
+        "diameter_3d_mm": r"3-?d\b|in any direction|three[- ]dimension",
+        "craniocaudal_mm": r"cranio-?caudal|top to bottom|head to foot",
+        "anteroposterior_mm": r"antero-?posterior|\bap\b|front to back",
+        "transverse_mm": r"left[- ]to[- ]right",
+    }
+}
 _FILLER = r"(?:(?:about|approximately|roughly)\s+)?"
 _NUMBER = r"(?P<number>-?\d+(?:[.,]\d+)?)"
 _UNIT = rf"(?P<unit>{'|'.join(UNITS)})(?![\w³^])"
+_RANGE = (
+    rf"(?:between|from|in the range(?: of)?)?\s*(?P<low>-?\d+(?:[.,]\d+)?)\s*-?(?P<low_unit>{'|'.join(UNITS)})?"
+    rf"\s*(?:and|to|-|–)\s*{_NUMBER}\s*-?{_UNIT}"
+)
 
 
 @dataclass(frozen=True)
 class Threshold:
-    """attribute: a field of Instance. op: one of OPERATORS. value: in `unit`, one of ATTRIBUTES."""
+    """attribute: a field of Instance. op: one of OPERATORS. value: in `unit`, one of ATTRIBUTES. most: of a range the
+    upper end, itself within it.
+    """
 
     attribute: str
     op: str
     value: float
     unit: str
+    most: float | None = None
 
     def keeps(self, instance: Instance) -> bool:
         """Whether the instance meets the comparison; one without the attribute does not."""
@@ -57,30 +73,47 @@ class Threshold:
 
     def holds(self, value: float) -> bool:
         """Whether a number in `unit` meets the comparison."""
-        return bool(OPERATORS[self.op](value, self.value))
+        return bool(OPERATORS[self.op](value, self.value)) and (self.most is None or value <= self.most)
+
+    def said(self) -> str:
+        """In signs: "> 5 ml", "between 10 and 30 mm"."""
+        if self.most is not None:
+            return f"between {self.value:g} and {self.most:g} {self.unit}"
+        return f"{self.op} {self.value:g} {self.unit}"
 
     def to_json(self) -> dict[str, Any]:
-        """{"attribute", "op", "value", "unit"}."""
-        return asdict(self)
+        """{"attribute", "op", "value", "unit"}, of a range also "most"."""
+        return {key: value for key, value in asdict(self).items() if value is not None}
 
 
 def parse_threshold(text: str) -> Threshold | None:
     """The comparison with a length or volume in `text`; None without one. Of several, only one counts.
 
-    Volumes (ml, cc, cm3, mm3, litres) compare volume_ml, lengths (mm, cm) long_axis_mm, HU intensity_mean. A decimal
-    comma is a point.
+    Volumes (ml, cc, cm3, mm3, litres) compare volume_ml, lengths (mm, cm) the diameter or extent that is named, else
+    long_axis_mm, HU intensity_mean. "Between 1 and 3 cm" is a range. A decimal comma is a point.
     """
+    if match := re.search(rf"\b(?=between|from|in the range|measur\w*|of \d)(?:measur\w*|of)?\s*{_RANGE}", text, re.IGNORECASE):
+        high = _threshold("<=", match, text)
+        low = replace(high, value=_in_base(match["low"], match["low_unit"] or match["unit"]))
+        return replace(low, op=">=", most=high.value) if low.value <= high.value else None
     for op, words in BEFORE.items():
         if match := re.search(rf"(?:{words})\s*{_FILLER}{_NUMBER}\s*-?{_UNIT}", text, re.IGNORECASE):
-            return _threshold(op, match)
+            return _threshold(op, match, text)
     for op, words in AFTER.items():
         if match := re.search(rf"(?<![\w.,]){_NUMBER}\s*-?{_UNIT}\s+(?:{words})\b", text, re.IGNORECASE):
-            return _threshold(op, match)
+            return _threshold(op, match, text)
     return None
 
 
-def _threshold(op: str, match: re.Match[str]) -> Threshold:
-    spelling = match["unit"].lower()
-    factor, unit = next(value for pattern, value in UNITS.items() if re.fullmatch(pattern, spelling))
-    value = float(match["number"].replace(",", ".")) * factor
-    return Threshold(ATTRIBUTES[unit], op, value, unit)
+def _threshold(op: str, match: re.Match[str], text: str) -> Threshold:
+    _, unit = _unit(match["unit"])
+    said = (name for name, words in _WORDS.get(unit, {}).items() if re.search(words, text, re.IGNORECASE))
+    return Threshold(next(said, ATTRIBUTES[unit]), op, _in_base(match["number"], match["unit"]), unit)
+
+
+def _in_base(number: str, spelling: str) -> float:
+    return float(number.replace(",", ".")) * _unit(spelling)[0]
+
+
+def _unit(spelling: str) -> tuple[float, str]:
+    return next(value for pattern, value in UNITS.items() if re.fullmatch(pattern, spelling.lower()))

@@ -24,7 +24,14 @@ _DECODERS = {
 }
 
 
+_SAID = dict.fromkeys(("position", "nearer", "neighbours"), "vlm.heads.places") | dict.fromkeys(
+    ("slices", "voxel_size", "field_of_view"), "vlm.heads.acquisition"
+)
+
+
 def decode(reading: Reading) -> dict[str, Any]:
     """The answer's fields (see vlm.schema.Answer) for the fact that was read. A reading never raises: it abstains."""
-    function: Callable[[Reading], dict[str, Any]] = import_module(_DECODERS[FACTS[reading.fact].kind]).decode
+    function: Callable[[Reading], dict[str, Any]] = import_module(
+        _SAID.get(reading.fact, _DECODERS[FACTS[reading.fact].kind])
+    ).decode
     return function(reading)

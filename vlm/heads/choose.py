@@ -8,8 +8,12 @@ from typing import Any
 from seg_backbone.labels import canonical, display
 from seg_backbone.lesions import Instance
 from vlm.claims import claimed, negated
+from vlm.data.threshold import OPERATORS, parse_threshold
+from vlm.facts import UNITS
+from vlm.grounding import find_mentions
 from vlm.heads.reading import Reading, evidence
 
+_A_NUMBER = re.compile(r"(-?\d+(?:[.,]\d+)?)\s*(mm3|cm3|mm2|cm2|mm|cm|ml|cc|hu|litre|l|%)?(?![a-z])")
 _YES_OR_NO = re.compile(r"\W*(?:[a-d1-9]\W+)?(?:yes|no|true|false)\W*")  # also "(A) yes"
 _SAME = {
     "yes": ("yes", "present", "true", "visible", "positive"),
@@ -42,7 +46,45 @@ def match_option(value: str, options: tuple[str, ...]) -> str | None:
         words = set(re.findall(r"[a-z]+", option.lower()))
         if wanted in words and not (wanted in ("left", "right") and {"left", "right"} <= words):
             return option
+    if wanted in _SAME or wanted in ("left", "right"):
+        return None
+    for option in options:  # other words for a class: "renal cyst"
+        mention = find_mentions(option, (value,))
+        if mention.classes and not (mention.others or mention.elsewhere):
+            return option
     return None
+
+
+def match_number(value: float, unit: str | None, options: tuple[str, ...]) -> str | None:
+    """The option that a number falls into or comes nearest to: "5-10 cm", "> 3", "B. 42 ml"; None without numbers.
+
+    unit: of the value; an option without one is taken to be in it.
+    """
+    inside, away = list[str](), dict[str, float]()
+    for option in options:
+        plain = re.sub(r"^\W*[a-h][.):]\s+|(?<=\d),(?=\d{3}\b)", "", option.lower().replace("−", "-"))
+        limit = parse_threshold(plain) or parse_threshold(f"{plain} mm")
+        numbers = [(float(n.replace(",", ".")), u) for n, u in _A_NUMBER.findall(plain)]
+        if not numbers:
+            continue
+        scaled = [n * _factor(u, unit) for n, u in numbers]
+        if len(scaled) == 2 and re.search(r"\d\s*\D{0,6}(?:-|–|to|and)\s*\d", plain):
+            holds = min(scaled) <= value <= max(scaled)
+        elif limit and limit.op != "=" and len(scaled) == 1:
+            holds = OPERATORS[limit.op](value, scaled[0])
+        else:
+            away[option] = abs(scaled[0] - value)
+            continue
+        inside += [option] if holds else []
+    if inside:
+        return inside[0]
+    return min(away, key=lambda option: away[option]) if away else None
+
+
+def _factor(unit: str, wanted: str | None) -> float:
+    """By how much a number in one unit is multiplied to be in another; 1 where they do not fit."""
+    (base, per), (other, wanted_per) = (UNITS.get(u or "", ("", 1.0)) for u in (unit, (wanted or "").lower()))
+    return wanted_per / per if base and base == other else 1.0
 
 
 def is_yes_or_no(options: tuple[str, ...]) -> bool:

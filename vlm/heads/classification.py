@@ -73,7 +73,11 @@ def _side(reading: Reading) -> dict[str, Any]:
     instance = reading.one()
     if instance is None:
         return none_found(reading)
+    if instance.side == "midline" and reading.scene.cut and is_lesion(instance.label):
+        reason = "it lies in the middle of a scan that cuts the body, so the body's midline is not known"
+        return {"text": f"I cannot tell: {reason}.", "abstained": True, "reason": reason}
     where = "in the midline" if instance.side == "midline" else f"on the {instance.side}"
+    where += " of the part of the body in view" if reading.scene.cut and is_lesion(instance.label) else ""
     text = f"The {display(instance.label)} is {where}."
     return choose(reading, instance.side, text, [instance], reading.confidence([instance]))
 
@@ -175,18 +179,28 @@ def _nearest(reading: Reading) -> dict[str, Any]:
 
 
 def _most_affected(reading: Reading) -> dict[str, Any]:
+    """The organ that most of the lesions' volume lies in, or the largest part of whose volume they are ("burden")."""
     lesions = [i for i in reading.selected() if is_lesion(i.label)]
-    held: dict[str, list[Instance]] = {}
+    asked, held = {i.label: i for i in _organs(reading)}, dict[str, list[Instance]]()
+    every = [i for i in reading.scene.instances if not is_lesion(i.label)]
     for lesion in lesions:
-        if organ := reading.scene.relations.nearest(lesion, _organs(reading)):
+        organ = reading.scene.relations.nearest(lesion, every)
+        if organ and organ.label in asked:
             held.setdefault(organ.label, []).append(lesion)
     if not held:
         return none_found(reading)
     volumes = {label: sum(i.volume_ml for i in some) for label, some in held.items()}
-    label = max(volumes, key=lambda name: volumes[name])
-    listed = ", ".join(f"{display(name)} {volume:.1f} ml" for name, volume in sorted(volumes.items()))
+    unit, most = "ml", volumes
+    if _BURDEN.search(reading.question.question.lower()):
+        unit = "%"
+        most = {name: 100 * ml / (ml + reading.whole(asked[name]).volume_ml) for name, ml in volumes.items()}
+    label = max(most, key=lambda name: most[name])
+    listed = ", ".join(f"{display(name)} {amount:.1f} {unit}" for name, amount in sorted(most.items()))
     text = f"The {display(label)}. Lesions by the nearest organ: {listed}."
-    return choose(reading, label, text, held[label], reading.confidence(lesions))
+    value = label
+    if reading.question.options and match_option(label, reading.question.options) is None:
+        value = "both" if len(held) == 2 and not _MOST.search(reading.question.question.lower()) else asked[label].side
+    return choose(reading, value, text, held[label], reading.confidence(lesions))
 
 
 def _organs(reading: Reading) -> list[Instance]:
@@ -200,7 +214,7 @@ def _organs(reading: Reading) -> list[Instance]:
 
 def _modality(reading: Reading) -> dict[str, Any]:
     return choose(
-        reading, reading.scene.modality, f"This is a {reading.scene.modality} scan.", [], reading.fact_probability
+        reading, reading.scene.modality, f"This is {_A_SCAN[reading.scene.modality]} scan.", [], reading.fact_probability
     )
 
 
@@ -233,8 +247,15 @@ def _contents(reading: Reading) -> dict[str, Any]:
         return _missing(reading)
     if options:
         labels = [label for label in labels if match_option(label, options)]
+    line, listed = reading.question.question.lower(), "In view"
+    sizes = {i.label: i.volume_ml for i in reading.structures()}
+    if ordered := _ORDERED.search(line) is not None:
+        rising = re.search(r"\b(?:ascending|increasing|smallest (?:first|to)|from small)\b", line)
+        labels.sort(key=lambda label: sizes[label] * (1 if rising else -1))
+        listed = "By volume"
     names = tuple((match_option(label, options) or "") if options else display(label) for label in labels)
-    text = f"In view: {', '.join(names)}." if names else "None of them was found."
+    shown_names = [f"{display(n)} {sizes[n]:.1f} ml" for n in labels] if ordered else names
+    text = f"{listed}: {', '.join(shown_names)}." if names else "None of them was found."
     chosen = [i for i in reading.selected() if i.label in labels]
     return {"text": text, "choices": names, "evidence": evidence(chosen), "confidence": reading.confidence(chosen)}
 
@@ -251,6 +272,10 @@ def _missing(reading: Reading) -> dict[str, Any]:
     return {"text": text, "choices": names, "evidence": (), "confidence": reading.confidence([])}
 
 
+_A_SCAN = {"CT": "a CT", "MR": "an MR"}
+_BURDEN = re.compile(r"\b(?:tumou?r|lesion|disease) burden\b|per ?cent|%|\bproportion|\brelative")
+_MOST = re.compile(r"\b(?:most|more|higher|highest|greater|greatest|larger|largest)\b")
+_ORDERED = re.compile(r"\b(?:rank|order\w*|sort\w*|ascending|descending)\b")
 MISSING = re.compile(
     r"\b(?:missing|absent|lacking|not (?:\w+ )?(?:visible|present|seen|shown|there|in view|found|included|depicted))\b"
 )

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 from typing import Any
 
+from seg_backbone.labels import is_lesion
 from vlm.heads import ordinal
+from vlm.heads.ranks import SHOWN
 from vlm.heads.reading import Reading, evidence
 
 
 def decode(reading: Reading) -> dict[str, Any]:
-    """value: an integer, 0 where none is selected (an answer, not an abstention)."""
+    """value: an integer, 0 where none is selected (an answer, not an abstention).
+
+    Of organs of several classes (ribs, kidneys) each class counts once, in however many pieces its mask has it.
+    """
     if reading.fact != "count":
         return ordinal.decode(reading)
     chosen = reading.selected()
+    organs = len({i.label for i in chosen if not is_lesion(i.label)})
+    count = sum(is_lesion(i.label) for i in chosen) + organs if organs > 1 else len(chosen)
     limit = ""
     if reading.threshold:
-        name = "volume" if reading.threshold.unit == "ml" else "long axis"
-        limit = f" with a {name} {reading.threshold.op} {reading.threshold.value:g} {reading.threshold.unit}"
-    thing, count = reading.thing(), len(chosen)
+        limit = f" with a {SHOWN[reading.threshold.attribute][0]} {reading.threshold.said()}"
+    thing = reading.thing()
     text = f"There {'is' if count == 1 else 'are'} {count} {thing if count == 1 else plural(thing)}{limit}."
     return {
         "text": text,
@@ -28,5 +34,7 @@ def decode(reading: Reading) -> dict[str, Any]:
 
 
 def plural(thing: str) -> str:
-    """tumour -> tumours, mass -> masses, larynx -> larynxes."""
+    """tumour -> tumours, mass -> masses, larynx -> larynxes; vertebrae as they are."""
+    if thing.endswith(("ae", "cartilages", "discs", "lesions")):
+        return thing
     return thing + ("es" if thing.endswith(("s", "x", "ch")) else "s")

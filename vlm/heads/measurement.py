@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -9,9 +10,12 @@ import numpy as np
 
 from seg_backbone.labels import display, is_lesion
 from seg_backbone.lesions import Instance
+from vlm.claims import asks_for_signed
 from vlm.data.wordings import enumerate_things
 from vlm.facts import FACTS, UNITS, asked_unit
+from vlm.heads.counting import plural
 from vlm.heads.reading import Reading, evidence, none_found, shown
+from vlm.wholes import OF_THE_LARGEST, Whole, pieces_of, whole
 
 _SAYS = {
     "long_axis": "The {thing} is {value} long (longest axial diameter).",
@@ -30,17 +34,36 @@ _SAYS = {
     "volume_difference": "The {a} is {value} larger than the {b}.",
     "intensity_difference": "The mean {what} of the {a} is {value} above that of the {b}.",
     "intensity_ratio": "The mean {what} of the {a} is {value} times that of the {b}.",
+    "volume_ratio": "The volume of the {a} is {value} times that of the {b}.",
     "share": "The {a} makes up {value} of the {b}.",
     "total_volume": "Together they have a volume of {value}: {things}.",
 }
+_SIGNED = "The {what} of the {a} minus that of the {b} is {value}."
+_OF_SEVERAL = "The {how} {what} of {number} {things} is {value}: {each}."
+_CALLED = {  # fact of one instance -> what it is called where that of several is told
+    "long_axis": "long axis",
+    "short_axis": "short axis",
+    "diameter_3d": "largest 3D diameter",
+    "craniocaudal": "extent from top to bottom",
+    "anteroposterior": "extent from front to back",
+    "transverse": "extent from left to right",
+    "volume": "volume",
+    "intensity": "mean attenuation",
+}
+_AVERAGE = re.compile(r"\b(?:mean|average|averaged)\b")
+_SUM = re.compile(r"\b(?:sum|total|combined|together|added|altogether)\b")
+_BOTH = re.compile(r"\b(?:both|all|combined|together|overall)\b")
 
 
 class Measured(NamedTuple):
-    """value in the fact's unit, of `instances`; words: what the sentence says besides."""
+    """value in the fact's unit, of `instances`; words: what the sentence says besides. says: the sentence, where it is
+    not that of the fact.
+    """
 
     value: float
     instances: list[Instance]
     words: dict[str, str]
+    says: str | None = None
 
 
 def decode(reading: Reading) -> dict[str, Any]:
@@ -53,16 +76,45 @@ def decode(reading: Reading) -> dict[str, Any]:
 
 
 def _of_one(reading: Reading) -> Measured | None:
-    instance = reading.one()
     attribute = FACTS[reading.fact].attribute
-    value = getattr(instance, attribute) if instance is not None and attribute else None
-    return _single(reading, instance, value)
+    assert attribute is not None, "a fact without a measure of its own holds it in an attribute"
+    how = joined(reading.fact, reading.question.question)
+    several = reading.structures() if how else []
+    if how and len(several) > 1:
+        return _of_several(reading, several, attribute, how)
+    instance = reading.one()
+    return _single(reading, instance, None if instance is None else getattr(instance, attribute))
+
+
+def joined(fact: str, text: str) -> str | None:
+    """How a text wants a measure of several structures in one number: "mean", "total", or None where it does not.
+
+    A "mean density" is the mean within each; that of several is wanted by "both" and the like.
+    """
+    line = text.lower()
+    if fact == "intensity":
+        return "mean" if _BOTH.search(line) else None
+    return ("mean" if _AVERAGE.search(line) else "total" if _SUM.search(line) else None) if fact in _CALLED else None
+
+
+def _of_several(reading: Reading, several: list[Instance], attribute: str, how: str) -> Measured | None:
+    """The sum or the mean over structures; of intensities the mean over all their voxels."""
+    values = [getattr(instance, attribute) for instance in several]
+    if None in values:
+        return None
+    value = sum(values) / (len(values) if how == "mean" else 1)
+    if reading.fact == "intensity":
+        value = getattr(whole(pieces_of(several)), attribute)
+    name, called = plural(reading.thing()), _CALLED[reading.fact].removeprefix("mean ")
+    each = enumerate_things(f"{_name(reading, i)} {shown(v)}" for i, v in zip(several, values, strict=True))
+    words = {"how": how, "what": called, "number": str(len(several)), "things": name, "each": each}
+    return Measured(value, several, words, _OF_SEVERAL)
 
 
 def _surface_area(reading: Reading) -> Measured | None:
     instance = reading.one()
-    area = None if instance is None else reading.scene.relations.surface_area_cm2(instance)
-    return _single(reading, instance, area)
+    areas = [reading.scene.relations.surface_area_cm2(piece) for piece in pieces_of([instance] if instance else [])]
+    return _single(reading, instance, None if None in areas else sum(filter(None, areas)))
 
 
 def _slice(reading: Reading) -> Measured | None:
@@ -81,7 +133,8 @@ def _distance(reading: Reading) -> Measured | None:
 
 
 def _gap(reading: Reading) -> Measured | None:
-    return _of_pair(reading, reading.scene.relations.gap_mm)
+    gap_mm = reading.scene.relations.gap_mm
+    return _of_pair(reading, lambda a, b: min(gap_mm(i, j) for i in pieces_of([a]) for j in pieces_of([b])))
 
 
 def _volume_difference(reading: Reading) -> Measured | None:
@@ -99,6 +152,10 @@ def _intensity_ratio(reading: Reading) -> Measured | None:
     return _of_pair(reading, lambda a, b: _mean(a) / _mean(b))
 
 
+def _volume_ratio(reading: Reading) -> Measured | None:
+    return _of_pair(reading, lambda a, b: a.volume_ml / b.volume_ml)
+
+
 def _of_pair(
     reading: Reading, measure: Callable[[Instance, Instance], float], higher_first: bool = False
 ) -> Measured | None:
@@ -107,10 +164,13 @@ def _of_pair(
     if pair is None:
         return None
     first, second = pair
-    if higher_first and measure(first, second) < 0:
+    signed = higher_first and asks_for_signed(reading.question.question) and first.label != second.label
+    if higher_first and not signed and measure(first, second) < 0:
         first, second = second, first
     words = {"a": _name(reading, first), "b": _name(reading, second)}
-    return Measured(measure(first, second), [first, second], words)
+    if signed and reading.fact == "volume_difference":
+        words["what"] = "volume"
+    return Measured(measure(first, second), [first, second], words, _SIGNED if signed else None)
 
 
 def _share(reading: Reading) -> Measured | None:
@@ -119,23 +179,23 @@ def _share(reading: Reading) -> Measured | None:
     chosen = reading.selected()
     lesions = [i for i in chosen if is_lesion(i.label)]
     if lesions and (others := [i for i in chosen if not is_lesion(i.label)]):
-        part, whole = lesions, lesions + others
+        part, around = lesions, lesions + others
         names = {"a": display(lesions[0].label), "b": enumerate_things(dict.fromkeys(display(i.label) for i in others))}
     elif pair := reading.pair():
         small, large = sorted(pair, key=lambda i: i.volume_ml)
-        part, whole = [small], [large]
+        part, around = [small], [large]
         names = {"a": _name(reading, small), "b": _name(reading, large)}
     else:
         return None
-    value = 100 * _volume(part) / _volume(whole)
-    return Measured(value, list({i.id: i for i in (*part, *whole)}.values()), names)
+    value = 100 * _volume(part) / _volume(around)
+    return Measured(value, list({i.id: i for i in (*part, *around)}.values()), names)
 
 
 def _total_volume(reading: Reading) -> Measured | None:
     chosen = reading.selected()
     if not chosen:
         return None
-    things = enumerate_things(f"{_name(reading, i)} {i.volume_ml:.1f} ml" for i in chosen)
+    things = enumerate_things(f"{_name(reading, i)} {i.volume_ml:.1f} ml" for i in reading.structures())
     return Measured(_volume(chosen), chosen, {"things": things})
 
 
@@ -147,6 +207,7 @@ _MEASURES: dict[str, Callable[[Reading], Measured | None]] = {
     "volume_difference": _volume_difference,
     "intensity_difference": _intensity_difference,
     "intensity_ratio": _intensity_ratio,
+    "volume_ratio": _volume_ratio,
     "share": _share,
     "total_volume": _total_volume,
 }
@@ -163,7 +224,7 @@ def _say(reading: Reading, found: Measured) -> dict[str, Any]:
         value, unit = value * factor, wanted
     value = round(value, 3)
     with_unit = f"{value:.0f}" if unit == "slice" else f"{shown(value)} {unit}" if unit else shown(value)
-    text = _SAYS[reading.fact].format(value=with_unit, what=what, **found.words)
+    text = (found.says or _SAYS[reading.fact]).format(**{"value": with_unit, "what": what} | found.words)
     compared: dict[str, Any] = {}
     if reading.limit and reading.question.type is None:
         answer = "yes" if reading.limit.holds(found.value) else "no"
@@ -186,6 +247,8 @@ def _mean(instance: Instance) -> float:
 
 
 def _name(reading: Reading, instance: Instance) -> str:
+    if isinstance(instance, Whole) and reading.fact not in OF_THE_LARGEST:
+        return display(instance.label)
     same = [i for i in reading.scene.instances if i.label == instance.label]
     ranks = {1: "largest ", 2: "second largest ", 3: "third largest "}
     lead = "" if len(same) == 1 else ranks.get(instance.rank, "smallest " if instance.rank == len(same) else "")

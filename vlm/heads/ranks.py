@@ -1,7 +1,6 @@
-"""Ranks: "the largest organ", "the second longest structure" among the structures of a scan.
+"""Ranks: "the largest organ", "the second longest structure", "the two largest tumours".
 
-Enters a question's text, leaves what is compared and how; code then sorts. Lesions have ranks of their own ("the second
-largest tumour"), which the pointer reads.
+Enters a question's text, leaves what is compared and how; code then sorts.
 """
 
 from __future__ import annotations
@@ -11,6 +10,7 @@ from dataclasses import dataclass
 
 from seg_backbone.labels import is_lesion
 from seg_backbone.lesions import Instance
+from vlm.grounding import find_mentions, is_finding
 from vlm.heads.reading import Reading
 
 _DENSITY = r"(?:mean )?(?:hu|density|attenuation|intensity|signal)"
@@ -35,16 +35,24 @@ _MORE = {  # field of an instance -> the words for more or less of it
 SHOWN = {  # field -> what it is called, and its unit
     "volume_ml": ("volume", "ml"),
     "long_axis_mm": ("long axis", "mm"),
+    "short_axis_mm": ("short axis", "mm"),
+    "anteroposterior_mm": ("extent from front to back", "mm"),
     "diameter_3d_mm": ("3D diameter", "mm"),
     "craniocaudal_mm": ("extent from top to bottom", "mm"),
     "transverse_mm": ("extent from left to right", "mm"),
     "intensity_mean": ("mean attenuation", "HU"),
 }
+NUMBERS = {"two": 2, "2": 2, "three": 3, "3": 3, "four": 4, "4": 4, "five": 5, "5": 5}
 PLACES = {"second": 2, "2nd": 2, "third": 3, "3rd": 3, "fourth": 4, "4th": 4, "fifth": 5, "5th": 5}
 _ANY = r"\b(?P<any>(?:organ|structure|thing|object|segment|label)s?)\b"
 _BETWEEN = r"(?:(?:visible|segmented|labell?ed|measured|anatomical|single|known|shown) )*"
 _ASKS = re.compile(r"\b(?:which|what|whats|name|identify|tell me|show|find|give)\b")
 _ENDS = re.compile(r"\s*(?:$|(?:of|in|on|among|here|by|visible|seen|overall|one)\b)")
+_WHICH = re.compile(r"\b(?:which|what)\b")
+_MEASURED = re.compile(
+    r"\b(?:diameters?|ax[ie]s|size|extents?|lengths?|dimensions?|widths?|heights?|volumes?|slices?|sections?|measures?|"
+    r"measurements?|parts?|distances?|points?|lines?|areas?|portions?)\b"
+)
 _PROPERTY = re.compile(  # something about the structure is asked for
     r"\b(?:where|side|slice|how|volume|diameter|axis|size|hu|density|attenuation|length|height|width|surface|area|box|far|"
     r"location|distance|extent|position|centre|center|coordinates)\b"
@@ -88,6 +96,50 @@ def parse_rank(text: str, named: int = 0) -> Rank | None:
                 organs = thing is not None and thing["any"].startswith("organ")
                 return Rank(attribute, bool(low), PLACES.get(match["place"], 1), organs, asks)
     return None
+
+
+@dataclass(frozen=True)
+class LesionRank:
+    """attribute, low: as in Rank. first: the place of the first that is meant, 1 for the top one. number: how many."""
+
+    attribute: str
+    low: bool
+    first: int
+    number: int
+
+    def of(self, lesions: list[Instance]) -> list[Instance]:
+        """Those meant; fewer, or none, where there are not as many."""
+        measures = ((i, getattr(i, self.attribute)) for i in lesions)
+        order = sorted(((i, m) for i, m in measures if m is not None), key=lambda pair: pair[1] * (-1, 1)[self.low])
+        return [i for i, _ in order[self.first - 1 : self.first - 1 + self.number]]
+
+
+def parse_lesion_rank(text: str) -> LesionRank | None:
+    """The rank among lesions that a text which names lesions asks about: "the second largest liver tumour"; None
+    without one. "The largest diameter of the lesion" is no rank of a lesion.
+    """
+    line = " ".join(re.findall(r"[a-z0-9]+", text.lower().replace("'s", "")))
+    for attribute, directions in _MOST.items():
+        for low, words in enumerate(directions):
+            words = words + r"|main|dominant|index" if (attribute, low) == ("volume_ml", 0) else words
+            for match in re.finditer(rf"\b(?:{words})\b", line):
+                before, after = line[: match.start()].split(), line[match.end() :].split()
+                behind = next((n for n, word in enumerate(after[:6]) if _names_lesion(word)), None)
+                if behind is None and not (_WHICH.search(line) and not after):
+                    continue
+                between = after[: behind or 0]
+                if _MEASURED.search(" ".join(between)):
+                    continue
+                number = next((NUMBERS[w] for w in (*before[-1:], *between[:1]) if w in NUMBERS), 1)
+                place = PLACES.get(before[-1], 1) if before else 1
+                field = "long_axis_mm" if attribute == "diameter_3d_mm" else attribute
+                return LesionRank(field, bool(low), place, number)
+    return None
+
+
+def _names_lesion(word: str) -> bool:
+    mention = find_mentions(word, ())
+    return mention.lesions or any(map(is_finding, mention.others))
 
 
 def compared_by(text: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -17,10 +18,12 @@ from vlm.facts import FACTS
 from vlm.grounding import Mention
 from vlm.scene import Scene
 from vlm.schema import Question
+from vlm.wholes import pieces_of, whole
 
 FURTHER = re.compile(r"\b(second|third|fourth|fifth|2nd|3rd|4th|5th|other|another|next)\b")
 SELECT = 0.5  # pointer probability from which an instance is selected
 ALL_FACTS = "*"  # the calibration of facts that have none of their own
+A_PIECE = re.compile(r"\b(?:pieces?|parts?|fragments?|components?|portions?)\b")
 CLIP = 1e-4  # confidences are this far from 0 and 1 before their log-odds are taken
 
 
@@ -89,12 +92,26 @@ class Reading:
         """The same whatever their size, after a place ("in the liver") and a side ("tumours on the left") in words."""
         order = np.argsort(-self.selection, kind="stable")
         chosen = [self.scene.instances[n] for n in order if self.selection[n] >= SELECT]
-        if self.mention.places and FACTS[self.fact].takes != "pair" and self.fact != "share":
-            homes = ((i, self.home(i)) for i in chosen if is_lesion(i.label))
-            chosen = [i for i, home in homes if home is not None and home.label in self.mention.places]
+        if self.mention.places and FACTS[self.fact].takes != "pair" and self.fact not in ("share", "contents"):
+            chosen = self.placed([i for i in chosen if is_lesion(i.label)])
         if self.sided:
             chosen = [i for i in chosen if i.side in self.mention.sides or not is_lesion(i.label)]
         return chosen
+
+    def placed(self, lesions: list[Instance]) -> list[Instance]:
+        """Those that lie in one of the places named: "in the liver"."""
+        homes = ((i, self.home(i)) for i in lesions)
+        return [i for i, home in homes if home is not None and home.label in self.mention.places]
+
+    def whole(self, instance: Instance) -> Instance:
+        """An organ with all its pieces, unless the question is about a piece; a lesion as it is."""
+        if is_lesion(instance.label) or A_PIECE.search(self.question.question.lower()):
+            return instance
+        return whole([i for i in self.scene.instances if i.label == instance.label])
+
+    def structures(self) -> list[Instance]:
+        """The same as `selected`, an organ with all its pieces."""
+        return list({i.id: i for i in map(self.whole, sorted(self.selected(), key=lambda i: i.rank))}.values())
 
     @property
     def sided(self) -> bool:
@@ -102,10 +119,15 @@ class Reading:
         return len(self.mention.sides) == 1 and FACTS[self.fact].takes != "pair" and self.fact != "side"
 
     def one(self) -> Instance | None:
-        """The single instance meant: the largest of those selected; failing that the likeliest above SELECT / 2.
+        """The single structure meant, with all its pieces: the largest of those selected; failing that the likeliest
+        above SELECT / 2.
 
         Failing that too, the only instance whose class the question names, unless it asks for another than the first.
         """
+        instance = self._one()
+        return None if instance is None else self.whole(instance)
+
+    def _one(self) -> Instance | None:
         chosen = self.selected()
         if chosen:
             return max(chosen, key=lambda i: i.volume_ml)
@@ -118,7 +140,7 @@ class Reading:
         return None
 
     def pair(self) -> tuple[Instance, Instance] | None:
-        """The two instances meant, in the order in which the question names them; None where they are not clear.
+        """The two structures meant, with all their pieces, in the order in which the question names them; None where they are not clear.
 
         The two likeliest above SELECT / 2; failing that, the only instances of the two classes that the question names.
         """
@@ -130,7 +152,7 @@ class Reading:
             return None
         named = {label: place for place, label in enumerate(self.mention.classes)}
         first, second = sorted(two, key=lambda i: (named.get(i.label, len(named)), i.rank))
-        return first, second
+        return (first, second) if first.label == second.label else (self.whole(first), self.whole(second))
 
     def home(self, lesion: Instance) -> Instance | None:
         """The structure that a lesion lies in, see Relations."""
@@ -151,19 +173,26 @@ class Reading:
         """What the question is about, in words: "left parotid gland", "tumour", or "structure"."""
         if self.lacking:
             return self.lacking
-        names = self.mention.classes
+        names = tuple(name for name in self.mention.classes if name not in self.mention.places) or self.mention.classes
         if self.sided and len(names) == 1 and is_lesion(names[0]):
             return f"{self.mention.sides[0]}-sided {display(names[0])}"
         if len(names) == 1:
             return display(names[0])
         if names and len({display(n).replace("left ", "").replace("right ", "") for n in names}) == 1:
             return display(names[0]).replace("left ", "").replace("right ", "")
-        return "lesion" if self.mention.lesions else "structure"
+        return "lesion" if self.mention.lesions or any(map(is_lesion, names)) else _shared_name(names) or "structure"
+
+
+def _shared_name(names: tuple[str, ...]) -> str:
+    """The words that names of a family begin with, but for sides: those of "rib_left_7" and "rib_right_8" are "rib"."""
+    words = [re.sub(r"\b(?:left|right) ", "", display(name)).split() for name in names]
+    shared = (same[0] for same in zip(*words, strict=False) if len(set(same)) == 1)
+    return " ".join(itertools.takewhile(lambda word: not word.isdigit(), shared)) if len(names) > 1 else ""
 
 
 def evidence(instances: list[Instance]) -> tuple[dict[str, Any], ...]:
     """The evidence of an answer: one entry an instance, in mm."""
-    return tuple(instance.to_json() for instance in instances)
+    return tuple(instance.to_json() for instance in pieces_of(instances))
 
 
 def a_or_an(thing: str) -> str:

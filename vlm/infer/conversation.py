@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from seg_backbone.labels import display, is_lesion
+from seg_backbone.labels import display, is_lesion, other_side
 from seg_backbone.lesions import Instance
 from vlm.data.threshold import Threshold, parse_threshold
 from vlm.data.wordings import enumerate_things
@@ -36,7 +36,14 @@ from vlm.schema import Answer, Question
 
 # The words, as patterns over lower-case text in which everything but letters, digits and % is a space; those for facts,
 # pronouns and filler lie in plain_words.py.
-LEAD = r"^(?:(?:and|but|also|now|then|so|ok|okay|what about|how about|what of|tell me about) )+"
+LEAD = (
+    r"^(?:(?:and|but|also|now|then|so|ok|okay|what about|how about|what of|tell me about|thanks|thank you|great"
+    r"|(?:(?:do )?the )?same(?: thing| question)?(?: again)? (?:for|with|of)|repeat (?:that|this|it) for|likewise for) )+"
+)
+AGAIN = (  # the last answer in another unit
+    r"^(?:(?:please )?(?:convert|express|give|say|show|report|tell me|what is|whats|what s|how much is)(?: me)?"
+    r"(?: it| that| this| the answer| the result)?(?: as)? )?(?:in|into|to)(?: the)? "
+)
 HOW_SURE = (
     r"how (?:sure|certain|confident)(?: are you| is (?:it|that|this))?(?: (?:of|about) (?:it|that|this))?"
     r"|are you (?:sure|certain)|(?:what is )?(?:your|the|its) confidence(?: of (?:it|that|this))?"
@@ -60,6 +67,9 @@ SIZES = (
     r"\d[\d ]*(?:mm|cm|ml|cc|l)[23]?|(?:no |not )?(?:larger|bigger|greater|smaller|longer|shorter|more|less)(?: than)?"
     r"|over|under|above|below|exceeding|at least|at most|or"
 )
+_MANY = r"they|them|these|those|both(?: of (?:them|these|those))?|(?:the|these|those) two(?: of them)?|their"
+_SINGLE = r"\b(?:it|this one|that one|(?<=is )(?:this|that)(?= [a-z]+\W*$))\b"
+MOST_NAMED = 4  # structures that one question names
 # The full question that a fact asks, in the words of vlm/data/wordings.yaml. Facts not named here are never inherited.
 ASK = {
     "presence": "Is {things} visible in this scan?",
@@ -82,6 +92,11 @@ ASK = {
     "surface_area": "What is the surface area of {things}?",
     "intensity_spread": "What is the standard deviation of the intensity of {things}?",
     "slice": "On which slice is {things} largest?",
+    "enlarged": "Is {things} enlarged?",
+    "nearest": "Which organ is {things} in or next to?",
+    "composition": "Is {things} cystic or solid?",
+    "size_category": "What is the T category of {things} by size?",
+    "measurable": "Is {things} measurable by RECIST?",
 }
 ASK_SIZED = {
     "presence": "Is {things} {size}?",
@@ -148,7 +163,8 @@ class Conversation:
         """
         turn = self._again(text)
         if turn is None:
-            follow = resolve(text, self.turns, self.scan.scene)
+            several = len(_spoken_of(text, self.turns)) > 1  # "compare the two" after two questions of one each
+            follow = None if several else resolve(text, self.turns, self.scan.scene)
             turn = self._reply(text, follow) if follow else self._alone(text)
         self.turns.append(turn)
         return turn.answer
@@ -173,7 +189,7 @@ class Conversation:
                 said = f"That was not answered: {last.answer.reason}."
             answer = replace(last.answer, type="open", text=said, value=None, unit=None, choice=None, choices=None)
             return replace(last, question=text, asked=text, answer=replace(answer, boxes=None, interval=None))
-        unit = asked_unit(line) if line.startswith("in ") and len(line.split()) < 4 else None
+        unit = asked_unit(re.sub(AGAIN, "in ", line)) if re.match(AGAIN, line) and len(line.split()) < 9 else None
         if unit and FACTS[last.fact].kind == "measurement" and not last.answer.abstained:
             ids = tuple(i.id for i in (*last.subject, *last.target))
             question = replace(self._question(last.asked), unit=unit)
@@ -182,6 +198,12 @@ class Conversation:
         return None
 
     def _alone(self, text: str) -> Turn:
+        asked = in_full(text, self.turns, self.scan.scene)
+        if asked != text:
+            return replace(self._alone_in_full(asked), question=text)
+        return self._alone_in_full(text)
+
+    def _alone_in_full(self, text: str) -> Turn:
         answer, reading = self.engine.reply(self.scan, self._question(text))
         before = next((turn.subject for turn in reversed(self.turns) if turn.names), ())
         if len(before) == 1 and FACTS[reading.fact].takes == "one" and _is_unnamed(reading.mention, text):
@@ -215,6 +237,48 @@ def _is_unnamed(mention: Mention, text: str) -> bool:
     """Whether a text speaks of "it" and names nothing."""
     named = mention.classes or mention.others or mention.lesions
     return not named and re.search(r"\b(?:it|its|this one|that one)\b", text.lower()) is not None
+
+
+def in_full(text: str, turns: list[Turn], scene: Scene) -> str:
+    """A question that names something besides "it", with the names of what was last spoken of in the place of pronouns:
+    "does it contain a lesion?" -> "does the right kidney contain a lesion?". Of "they" and "the two" those of the last
+    two turns; "the other kidney" is the one of the other side. As it is where nothing was spoken of.
+    """
+    last = _spoken_of(text, turns) or next((turn.subject for turn in reversed(turns) if turn.subject), ())
+    names = list(dict.fromkeys(name_in(scene, i) for i in last))
+    if not names or len(names) > MOST_NAMED:
+        return text
+    if len(names) == 1:
+        text = _other_side(text, last[0], scene)
+        text = re.sub(r"\bits\b", f"the {names[0]}'s", text, flags=re.IGNORECASE)
+        return re.sub(_SINGLE, f"the {names[0]}", text, flags=re.IGNORECASE)
+    together = enumerate_things(f"the {name}" for name in names)
+    text = re.sub(r"\btheir\b(.*?)(?=[?.]|$)", rf"the\1 of {together}", text, count=1, flags=re.IGNORECASE)
+    text = re.sub(r"\bfrom (?:each other|one another)\b", "", text, flags=re.IGNORECASE)
+    return re.sub(rf"\b(?:{_MANY})\b", together, text, count=1, flags=re.IGNORECASE)
+
+
+def _spoken_of(text: str, turns: list[Turn]) -> tuple[Instance, ...]:
+    """What "they" or "the two" stand for: both ends of the last turn, or the single subjects of the last two; () where
+    they are what a single turn was about, or the text says neither.
+    """
+    about = [turn for turn in turns if turn.subject]
+    if not about or not re.search(rf"\b(?:{_MANY})\b", text, re.IGNORECASE):
+        return ()
+    last = about[-1]
+    if last.target:
+        return (*last.subject, *last.target)
+    if len(last.subject) == 1 and len(about) > 1 and len(about[-2].subject) == 1:
+        return tuple({i.id: i for i in (*about[-2].subject, *last.subject)}.values())
+    return ()
+
+
+def _other_side(text: str, instance: Instance, scene: Scene) -> str:
+    """ "The other kidney" as the one of the other side, where the labels have it."""
+    twin = other_side(instance.label)
+    if twin is None or twin not in scene_classes(scene):
+        return text
+    return re.sub(r"\bthe other (?:one|side|\w+)\b", f"the {display(twin)}", text, flags=re.IGNORECASE)
 
 
 def resolve(text: str, turns: list[Turn], scene: Scene) -> FollowUp | None:

@@ -22,6 +22,7 @@ from seg_backbone.volume import Mask, Volume, require_same_grid
 from vlm.encoders import Encoder, build_encoder
 from vlm.facts import FACTS
 from vlm.heads import decode
+from vlm.heads.choose import match_number
 from vlm.heads.reading import Focus, Reading
 from vlm.infer.rereading import reread
 from vlm.infer.scope import not_understood, refusal, told_in_part, unclear, unmeasured
@@ -147,13 +148,21 @@ class Engine:
             }
             parts["confidence"] = off_topic if off_topic >= 0.5 else reading.fact_probability
         else:
-            parts = {"type": str(kind)} | told_in_part(reading, decode(reading), scan.given_mask)
+            parts = {"type": str(kind)} | told_in_part(reading, _chosen(decode(reading), question), scan.given_mask)
         seconds = time.perf_counter() - started
         return Answer(id=question.id, seconds=seconds, model=self.version, **parts), reading
 
     def stream(self, scan: Scan, question: str | Question) -> Iterator[str | Answer]:
         """The words of the answer's text one by one, then the Answer itself."""
         yield from spoken(self.ask(scan, question))
+
+
+def _chosen(parts: dict[str, Any], question: Question) -> dict[str, Any]:
+    """The parts of an answer, of a number with the option that it fits where the question has options."""
+    value = parts.get("value")
+    if value is None or not question.options or parts.get("choice") is not None:
+        return parts
+    return parts | {"choice": match_number(float(value), parts.get("unit"), question.options)}
 
 
 def find_vlm(name: str | Path) -> Path:

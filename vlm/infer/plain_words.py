@@ -14,11 +14,11 @@ FACT_WORDS = {  # tried in this order
     "larger": r"(?:larger|bigger|smaller|greater)(?= than )|compare[ds]?|comparison"
     r"|which (?:one |of them |of the two |of these )?is (?:the )?(?:larger|bigger)(?: one)?",
     "count": r"how many(?! (?:ml|cc|millilit|mm|millimet))|number|count",
-    "short_axis": r"short(?:est)? axis|minor axis|perpendicular diameter|width|how (?:wide|broad|thick|narrow)",
-    "diameter_3d": r"(?:largest |maximum |max )?(?:3d|three dimensional) diameter|diameter in 3d",
+    "short_axis": r"short(?:est)? axis|minor axis|perpendicular diameter|how (?:thick|narrow)",
+    "diameter_3d": r"how (?:long|big|large)(?=.* (?:in 3d|three dim\w*) )|(?:largest |maximum |max )?(?:3d|three dimensional) diameter|diameter in 3d",
     "craniocaudal": r"craniocaudal(?: extent| length| diameter)?|height|how tall",
     "anteroposterior": r"antero ?posterior(?: extent| length| diameter)?|ap (?:extent|length|diameter)|depth|how deep",
-    "transverse": r"transverse(?: extent| length| diameter)|left to right extent|lateral extent",
+    "transverse": r"transverse(?: extent| length| diameter)|left to right extent|lateral extent|width|how (?:wide|broad)",
     "surface_area": r"surface(?: area)?",
     "intensity_spread": r"(?:standard deviation|spread|heterogeneity)(?: of (?:its |the )?(?:hu|intensity|density))?"
     r"|how heterogeneous",

@@ -16,11 +16,15 @@ from seg_backbone.labels import is_lesion
 from seg_backbone.lesions import Instance
 from vlm.claims import claimed, is_claim
 from vlm.data.threshold import Threshold
-from vlm.facts import FACTS, facts_of
+from vlm.facts import FACTS, SAID, facts_of
 from vlm.grounding import split_side
-from vlm.heads.ranks import PLACES, compared_by, parse_rank, ranked
+from vlm.heads.choose import match_option
+from vlm.heads.measurement import joined
+from vlm.heads.places import NEARER, way_in
+from vlm.heads.ranks import PLACES, compared_by, parse_lesion_rank, parse_rank, ranked
 from vlm.heads.reading import SELECT, Reading
 from vlm.infer.plain_words import fact_in, is_bare, plain_line
+from vlm.regions import region_in
 
 NAMED = 0.95  # how sure it is that an instance is meant that is called by its name, and that no other one is
 RULED = 0.9  # how sure a fact is that the words name
@@ -38,7 +42,43 @@ _IN_3D = re.compile(
     r"|remote|tilt|rod|whichever|voxel|overall|true"
 )
 TOUCHES = re.compile(r" (?:touch\w*|abut\w*|adjacent|contiguous|in contact|border(?:s|ing)?|adjoin\w*) ")
+_HOW_MANY = re.compile(
+    r" (?:how many|(?:the |total )?number of|count(?: of)?)(?! (?:ml|cc|l|cm|mm|hu|millilit|centimet|millimet|cubic|lit(?:re|er)"
+    r"|hounsfield|per ?cent|times|slices?|days|years|degrees|types|kinds|different)) "
+)
+_SLICES = re.compile(r" (?:how many|number of|count)(?: \w+){0,2} (?:slices?|images|sections|frames) ")
+_VOXELS = re.compile(
+    r" (?:voxel|pixel|slice) (?:size|spacing|dimensions?|thickness|distance|volume)|spatial resolution | spacing | slice thickness"
+)
+_VIEW = re.compile(
+    r" (?:size|extents?|dimensions?|large|big|long|wide|cover\w*|mm|cm)\b.* (?:field of view|fov|scan|image|volume|matrix) "
+    r"|(?:field of view|fov|matrix|image|scan|volume)(?: \w+){0,2} (?:size|extent|dimensions?|mm|cm) | what (?:is|s) the (?:field of view|fov|matrix) "
+)
+_DESCRIBE = re.compile(
+    r"^ (?:please |can you |could you )*(?:describe|summari[sz]e|report on|comment on|(?:give|tell|show|write|list)(?: me| us)?"
+    r"(?: \w+){0,3} (?:findings?|report|summary|description)|what (?:are|is|s) the findings) "
+)
+_ALL_WAYS = re.compile(
+    r" (?:(?:three|3|all|x y z|each) (?:\w+ ){0,2}(?:dimensions?|ax[ie]s|directions?|planes|diameters)|dimensions of"
+    r"|(?:length|width|height|transverse|ap|lr|l|w)(?: x| by|) (?:width|length|height|ap|transverse|w|l) (?:x |by |and )?"
+    r"(?:depth|height|cc|si|h|craniocaudal|d)|measurements) "
+)
+_BESIDE = re.compile(
+    r" (?:which|what|name|list)(?: \w+){0,3} (?:organs|structures)(?: \w+){0,4} (?:adjacent|next to|neighbo\w+|border\w*|touch\w*"
+    r"|contact|abut\w*|surround\w*|beside|around|adjoin\w*) | neighbo(?:u)?rs of "
+)
+_RANKED = re.compile(r" (?:rank|order(?:ed)?|sort(?:ed)?|arrange\w*)\b.* (?:size|volume|large\w*|big\w*|small\w*) ")
+_HOLDER = re.compile(
+    r" (?:which|what) (?:\w+ ){0,3}(?:has|have|had|contains?|holds?|harbou?rs?|carr(?:y|ies)|bears?|shows?|hosts?|is affected"
+    r"|is involved|is invaded) | (?:in|within|inside) (?:which|what) "
+)
+_FRONT_TO_BACK = re.compile(
+    r"front|back|fore|hind| ap |a p |ant|post|dors|ventr|dep|deep|sagittal|thick|belly|breast|chest|spine|stern| y "
+)
+_RATIO = re.compile(r" (?:ratio|quotient|relative to|how many times|times (?:larger|bigger|as (?:large|big))|fraction of) ")
+_MORE_OF = re.compile(r" (?:larger|bigger|greater|smaller|exceed\w*|differ\w*|minus) ")
 _AWAY = re.compile(r" (?:from|apart|away|within|between) ")
+_WHICH_OF = re.compile(r" (?:which|what) ")
 _DENSITY = re.compile(r" (?:\w*dens\w*|hu|attenuat\w*|bright\w*|dark\w*|intens\w*|signal) ")
 _SAME_SIZE = re.compile(r" (?:same|equal\w*|similar|alike|symmetr\w*|different|unequal) ")
 _TIME = re.compile(r" how long (?:has|have|had|did|will|would|until|ago|before|after|to live|since) ")
@@ -53,6 +93,11 @@ def reread(reading: Reading, off_topic: float, known: tuple[str, ...]) -> tuple[
     fact = _fact(reading, off_topic, facts_of(question.type, question.unit, known))
     if fact != reading.fact:
         reading, off_topic = replace(reading, fact=fact, fact_probability=max(reading.fact_probability, RULED)), 0.0
+    limit = reading.threshold
+    if limit and limit.attribute == "long_axis_mm" and not any(map(is_lesion, reading.mention.classes)):
+        field = compared_by(question.question)  # "is the cord longer than 15 cm?"
+        if field != "volume_ml":
+            reading = replace(reading, threshold=replace(limit, attribute=field))
     unit = FACTS[reading.fact].unit
     if (
         reading.threshold
@@ -79,12 +124,16 @@ def _fact(reading: Reading, off_topic: float, allowed: tuple[str, ...]) -> str:
     )
     plain = pairs if len(labels) == 2 and pairs else singles if len(labels) < 2 else None
     away = reading.threshold and _AWAY.search(line) and fact not in MEASURED
-    wanted = fact
-    if rank and rank.asks:
+    wanted = _plainly(reading, line, labels) or fact
+    if wanted != fact:
+        pass
+    elif rank and rank.asks:
         wanted = "denser" if rank.attribute == "intensity_mean" else "larger"
-    elif fact == "diameter_3d" and not _IN_3D.search(line):
+    elif (fact == "diameter_3d" and not _IN_3D.search(line)) or (
+        fact == "anteroposterior" and not _FRONT_TO_BACK.search(line)
+    ):
         wanted = "long_axis"
-    elif is_claim(text) and len(labels) == 2 and (TOUCHES.search(line) or away):
+    elif is_claim(text) and _ends(labels) == 2 and (TOUCHES.search(line) or away):
         wanted = "gap"
     elif fact == "denser" and compared_by(text) != "volume_ml" and not _DENSITY.search(line):
         wanted = "larger"
@@ -112,7 +161,52 @@ def _fact(reading: Reading, off_topic: float, allowed: tuple[str, ...]) -> str:
         wanted = plain if plain and about and not _TIME.search(line) else fact
     elif reading.fact_probability < UNSURE and fact in MEASURED and plain and plain != "long_axis":
         wanted = plain
-    return wanted if wanted in allowed else fact
+    kind = reading.question.type
+    said = wanted in SAID and (kind in (None, "open") or FACTS[wanted].kind == kind)
+    return wanted if wanted in allowed or said else fact
+
+
+def _ends(labels: list[str]) -> int:
+    """How many things are named, all lesions being one."""
+    return sum(not is_lesion(name) for name in labels) + any(map(is_lesion, labels))
+
+
+def _plainly(reading: Reading, line: str, labels: list[str]) -> str | None:
+    """The fact that some words ask for whatever the network says, most of them of facts that it does not know."""
+    text, mention, fact = reading.question.question, reading.mention, reading.fact
+    lesions = any(map(is_lesion, labels)) or mention.lesions
+    ends = _ends(labels)
+    claim, named = is_claim(text), bool(mention.classes or mention.others or mention.lesions)
+    if not named and _SLICES.search(line):
+        return "slices"
+    if not named and fact not in ("region", "contents") and not claim:
+        if _VOXELS.search(line):
+            return "voxel_size"
+        if _VIEW.search(line) and "volume" not in fact:
+            return "field_of_view"
+    if _HOW_MANY.search(line) and not claim and (named or re.search(r" (?:organ|structure)s? ", line)):
+        return None if fact.startswith("count") else "count"
+    if _DESCRIBE.search(line) and fact_in(text, MEASURED) is None and fact_in(text, ("side", "box")) is None:
+        return "findings" if mention.classes or region_in(text) else None
+    if lesions and mention.places and _HOLDER.search(line) and fact not in ("count", "share", *MEASURED):
+        return "most_affected"
+    if NEARER.search(text.lower()) and ends == 3:
+        return "nearer"
+    if ends == 1 and _BESIDE.search(line):
+        return "neighbours"
+    if _RANKED.search(line) and not lesions:
+        return "contents"
+    if ends == 2 and way_in(text) and not (fact_in(text, MEASURED) or _DENSITY.search(line) or reading.threshold):
+        return "position" if claim or _WHICH_OF.search(line) else None
+    if ends == 2 and _RATIO.search(line) and not _DENSITY.search(line) and fact != "share":
+        return "volume_ratio"
+    if ends == 1 and _ALL_WAYS.search(line) and fact in MEASURED:
+        return "box"
+    if fact == "total_volume" and joined("volume", text) == "mean":
+        return "volume"
+    if fact == "total_volume" and (single := fact_in(text, ("short_axis", "diameter_3d", "long_axis"))) and " volume" not in line:
+        return single
+    return None
 
 
 def _is_on_a_side(reading: Reading) -> bool:
@@ -133,14 +227,24 @@ def _selection(reading: Reading) -> np.ndarray:
     """(K,) probability of each instance; the pointer's where the words leave it open."""
     fact, instances, text = reading.fact, reading.scene.instances, reading.question.question
     labels = _labels(reading)
+    if fact == "contents" and reading.question.options:
+        return _only(reading, [i for i in instances if match_option(i.label, reading.question.options)])
+    if lesions := _lesions(reading):
+        return _only(reading, lesions)
     rank = parse_rank(text, len(labels))
     if rank and not rank.asks:
         order = ranked(reading, rank)
         return _only(reading, order[rank.place - 1][1][:1] if len(order) >= rank.place else [])
+    if len(labels) > 1 and joined(fact, text):
+        return _only(reading, [i for i in instances if i.label in labels])
+    if fact == "nearer" or (fact == "contents" and labels and _RANKED.search(plain_line(text))):
+        return _only(reading, [i for i in instances if i.label in labels])
+    if fact == "most_affected":
+        return _only(reading, [i for i in instances if is_lesion(i.label)])
     if not reading.mention.classes:
         everything = re.search(r" (organ|structure|thing)s? ", plain_line(text))
         lesions = [i for i, p in zip(instances, reading.selection, strict=True) if is_lesion(i.label) and p >= SELECT]
-        if everything and fact in ("count", "contents"):
+        if everything and fact in ("count", "contents", "box", "total_volume"):
             largest = {i.label: i for i in sorted(instances, key=lambda i: i.volume_ml)}.values()
             return _only(reading, [i for i in largest if everything[1] != "organ" or not is_lesion(i.label)])
         if lesions and not everything and fact in ("presence", "count", "box", "multiplicity"):
@@ -160,6 +264,40 @@ def _selection(reading: Reading) -> np.ndarray:
     if FACTS[fact].takes == "pair" and len(labels) == 2:
         return _only(reading, [_likeliest(reading, [i for i in named if i.label == label]) for label in labels])
     return reading.selection
+
+
+def _lesions(reading: Reading) -> list[Instance]:
+    """The lesions meant, and the organs beside them, where the words tell which: by name, place, side, size and rank.
+
+    Empty where no lesion is named that the scan has, and where words choose that only the pointer understands ("the
+    upper one").
+    """
+    fact, mention, text = reading.fact, reading.mention, reading.question.question
+    there = [i for i in reading.scene.instances if is_lesion(i.label) and i.label in mention.classes]
+    takes = FACTS[fact].takes
+    if not there or takes == "scan":
+        return []
+    if mention.places:
+        there = reading.placed(there)
+    if len(mention.sides) == 1 and fact != "side":
+        there = [i for i in there if i.side in mention.sides]
+    rank = parse_lesion_rank(text)
+    organs = [i for i in reading.scene.instances if i.label in _labels(reading) and not is_lesion(i.label)]
+    if not organs and (fact == "share" or (takes == "pair" and (rank is None or rank.number == 1))):  # "the liver lesion against the liver", "% of the liver"
+        organs = [i for i in reading.scene.instances if i.label in mention.places]
+    if rank:
+        there = rank.of([i for i in there if reading.threshold is None or reading.threshold.keeps(i)])
+    elif _CHOOSES.search(plain_line(text)):
+        return []
+    elif fact == "share":
+        labels = {i.label for i in organs}
+        there = [i for i in there if (home := reading.home(i)) and home.label in labels] or there
+    if takes == "pair" and organs and there:
+        ends = [_likeliest(reading, [i for i in organs if i.label == label]) for label in {i.label for i in organs}]
+        if fact == "gap":
+            return [min(there, key=lambda i: reading.scene.relations.gap_mm(i, ends[0])), *ends]
+        return [max(there, key=lambda i: i.volume_ml), *ends]
+    return [*there, *organs] if there else []
 
 
 def _labels(reading: Reading) -> list[str]:

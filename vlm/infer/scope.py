@@ -23,14 +23,25 @@ ANY_WILL_DO = re.compile(r"\b(organs?|structures?|things?|findings?|largest|bigg
 OF_ALL = ("total_volume", "share", "count", "multiplicity", "most_affected", "outlier", "clustered")  # of all named
 STATE = re.compile(  # at the end of a question
     r"^(?:is|are|does|do|looks?|has|have) (?:the|this|that|these|it|they)\b.* (\w*compressed|displaced|invaded"
-    r"|infiltrated|invasive|malignant|benign|(?:ab)?normal|healthy|enhancing|necrotic|calcified|broken|inflamed|infected|operable"
+    r"|infiltrated|involved|full|empty|infiltrating|distended|patent|invasive|malignant|benign|(?:ab)?normal|healthy|enhancing|necrotic|calcified|broken|inflamed|infected|operable"
     r"|resectable|aggressive|curable|dangerous|painful|growing|dilated|narrowed|thickened|intact|damaged)\W*$"
 )
 JUDGED = ("fatty", "asymmetric", "outlier", "clustered", "modality", "region")  # facts whose rules have such words
 SIZE = re.compile(r"\b(?:size[ds]?|large|big|small|volume)\b")
 RELATION = re.compile(
     r"\b(?:within \d|(?:left|right|front|anterior|posterior|superior|inferior|medial|lateral) (?:of|to) "
-    r"|above the|below the|behind|beneath|beside|near|next to|between|surround\w*|displac\w*|compress\w*|invad\w*)"
+    r"|above the|below the|behind|beneath|beside|near|next to|between|surround\w*|displac\w*|compress\w*|invad\w*"
+    r"|infiltrat\w*|encas\w*|extend\w* (?:in)?to|reach\w*|grow\w* into|enter\w*|cross\w*|obstruct\w*|spread\w* to|arise\w*)"
+)
+NOT_SEEN = re.compile(  # of the scan and the patient what no voxel or mask tells here
+    r"\b(?:contrast|enhance\w*|phase|t1|t2|weighted|weighting|sequence|male|female|man or|woman|sex|gender|age|old|"
+    r"diagnostic quality|image quality|quality|artefacts?|artifacts?|motion|scanner|vendor|manufacturer|field strength|tesla|"
+    r"kvp?|tube voltage|radiation dose|plane|reconstruction kernel|supine|prone|fasted|pregnan\w*)\b"
+)
+SCAN_KIND = re.compile(r"\b(?:ct|mri?|modality)\b.* or .*\b(?:ct|mri?)\b|hounsfield")
+MODALITY = re.compile(
+    r"\b(?:modalit\w*|techni\w*|cts?|mris?|mr|mra|tomogra\w*|resonance|magnet\w*|x-?rays?|scanner|scan|scanned|imag\w*|exam\w*|study"
+    r"|acqui\w*|hounsfield|voxels?|machine|dicom|radiograph\w*|pet|ultrasound|method|device|picture\w*|volume|series|data\w*|file)\b"
 )
 RATIO = re.compile(r"\b(?:ratio|quotient|times|\w*fold|factor)\b")
 DENSITY = re.compile(
@@ -60,7 +71,7 @@ UNSURE = 0.35  # probability of the fact below which the question was not unders
 FOREIGN = re.compile(  # words of questions in French, German, Spanish, Italian, Portuguese and Dutch
     r"\b(?:le|la|les|du|des|est|quel|quelle|où|combien|une|dans|il|sur|taille|der|die|das|ist|wie|gibt|es|ein|eine|wo"
     r"|welche|welches|groß|gross|von|im|den|und|el|los|las|hay|cuál|cual|qué|que|un|una|del|dónde|donde|cuántos|cuantos|cuantas"
-    r"|tiene|en|qual|quanto|quanti|dov|è|lo|gli|di|sono|quante|onde|há|é|tem|quantos|o|het|een|hoe|waar|welk)\b"
+    r"|tiene|en|de|derech[oa]|izquierd[oa]|droite|gauche|rechts|rechte|linke|volumen|tumore?s? en|esquerd[oa]|direit[oa]|destr[oa]|qual|quanto|quanti|dov|è|lo|gli|di|sono|quante|onde|há|é|tem|quantos|o|het|een|hoe|waar|welk)\b"
 )
 ENGLISH = re.compile(
     r"\b(?:the|is|are|of|what|which|how|where|does|do|there|this|that|it|in|on|an|any|has|have|from)\b"
@@ -83,6 +94,8 @@ def refusal(scene: Scene, mention: Mention, fact: str, off_topic: float, given: 
         return None
     if set(mention.classes) <= set(scene.untrained) or (mention.elsewhere and not given):
         return _why(scene, mention, missing, given)
+    if fact in ("nearest", "most_affected"):  # "in which lobe of the liver?"
+        return _why(scene, mention, missing, given)
     together = FACTS[fact].takes == "pair" or fact in OF_ALL
     return _why(scene, mention, missing, given) if together and set(missing) - set(mention.elsewhere) else None
 
@@ -92,8 +105,9 @@ def unknown(scene: Scene, mention: Mention) -> tuple[str, ...]:
     trained for here, and lesions where no class holds any.
     """
     blind = [display(name) for name in mention.classes if name in scene.untrained]
-    serve = any(is_lesion(name) and _serves(name, mention) for name in scene_classes(scene))
-    lesions = [LESION] if mention.lesions and not serve else []
+    named = [name for name in (scene_classes(scene) if mention.lesions else mention.classes) if is_lesion(name)]
+    serve = any(_serves(name, mention) for name in named)
+    lesions = [LESION] if (mention.lesions or (named and mention.places)) and not serve else []
     return *mention.others, *blind, *lesions
 
 
@@ -119,7 +133,8 @@ def told_in_part(reading: Reading, parts: dict[str, Any], given: bool) -> dict[s
 
 
 def _why(scene: Scene, mention: Mention, missing: tuple[str, ...], given: bool) -> str:
-    listed = enumerate_things("any lesion" if name == LESION else f"the {name}" for name in missing)
+    where = f" in the {enumerate_things(map(display, mention.places))}" if mention.places else ""
+    listed = enumerate_things(f"any lesion{where}" if name == LESION else f"the {name}" for name in missing)
     if given:
         return f"the given labels do not name {listed}"
     here = f" on {scene.modality}" if set(mention.classes) & set(scene.untrained) and not mention.others else ""
@@ -135,10 +150,20 @@ def unmeasured(reading: Reading) -> str | None:
     other = OTHER_MEASURES.search(clauses[-1])  # "The dose depends on it. What is its volume?"
     if other and ":" not in fact and FACTS[fact].takes != "scan":
         return f"no {re.sub('hu$', 'HU', other[0])} is measured here"
-    if fact in ("volume_difference", "intensity_ratio") and RATIO.search(text) and not DENSITY.search(text):
-        return "no ratio of sizes is measured here, but the share in per cent is"
-    if fact == "presence" and len(reading.mention.classes) > 1 and is_claim(text) and RELATION.search(text):
-        return "how structures lie to each other is not told, only how far apart they are"
+    if fact in ("modality", "region", "findings", "off_topic"):
+        if NOT_SEEN.search(text) and not reading.mention.classes and not SCAN_KIND.search(text):
+            return "contrast, sequence, plane, quality and who the patient is are not read off the scan here"
+        return None if fact != "modality" or MODALITY.search(text) else "it is not clear what is asked for"
+    if fact == "fatty" and not re.search(r"liver|hepat|steato", text):
+        return "whether a structure holds fat is told of the liver alone"
+    ratio = RATIO.search(text) and not DENSITY.search(text) and FACTS[fact].kind == "measurement"
+    if ratio and fact not in ("volume_ratio", "share", "total_volume"):
+        return "no such ratio of sizes is measured here, but that of two volumes is"
+    mention = reading.mention
+    things = {name for name in mention.classes if not is_lesion(name)} | set(mention.others)
+    things |= {LESION} if mention.lesions or any(map(is_lesion, mention.classes)) else set()
+    if fact == "presence" and len(things) > 1 and is_claim(text) and RELATION.search(text):
+        return "whether structures grow into or press on each other is not told, only how they lie and how far apart"
     if re.search(r"\bwhat(?: structures?| organs?)? (?:is|are|lies?) between\b", text):
         return "what lies between structures is not told, only how far apart they are"
     state = STATE.search(text)

@@ -1,0 +1,130 @@
+"""Places: how structures lie to each other, which one is nearer, which ones touch.
+
+Read off centroids and surfaces of the structures that the words of a question name; no network knows these facts.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any
+
+import numpy as np
+
+from seg_backbone.labels import display, is_lesion
+from seg_backbone.lesions import Instance
+from vlm.claims import is_claim
+from vlm.data.wordings import enumerate_things
+from vlm.grounding import find_mentions
+from vlm.heads.choose import match_option
+from vlm.heads.reading import Reading, evidence, none_found
+from vlm.scene import scene_classes
+from vlm.wholes import pieces_of
+
+WAYS = {  # how it is said -> (words, axis of RAS world, direction)
+    "above": (r"above|superior(?:ly)?(?: to)?|higher|highest|cranial(?: to)?|cephalad|on top of|over", 2, 1),
+    "below": (r"below|inferior(?:ly)?(?: to)?|lower|lowest|caudal(?: to)?|beneath|under(?:neath)?", 2, -1),
+    "in front of": (r"in front of|anterior(?:ly)?(?: to)?|ventral(?: to)?|before", 1, 1),
+    "behind": (r"behind|posterior(?:ly)?(?: to)?|dorsal(?: to)?|in back of", 1, -1),
+    "to the left of": (r"(?:to the |on the )?left of|further left", 0, -1),
+    "to the right of": (r"(?:to the |on the )?right of|further right", 0, 1),
+}
+NEARER = re.compile(r"\b(?:closer|nearer|closest|nearest|farther|further|farthest|furthest)\b")
+EQUAL_MM = 1e-3
+_FARTHER = re.compile(r"\b(?:farther|further|farthest|furthest)\b")
+_TOWARDS = re.compile(r"\b(?:closer|nearer|closest|nearest|farther|further|farthest|furthest)(?: away)? (?:to|from)\b")
+
+
+def way_in(text: str) -> str | None:
+    """The way in which a text says that something lies: a key of WAYS; None without one."""
+    line = text.lower()
+    return next((way for way, (words, _, _) in WAYS.items() if re.search(rf"\b(?:{words})\b", line)), None)
+
+
+def decode(reading: Reading) -> dict[str, Any]:
+    """choice (choices of neighbours) in the words of the options where there are any."""
+    return {"position": _position, "nearer": _nearer, "neighbours": _neighbours}[reading.fact](reading)
+
+
+def _position(reading: Reading) -> dict[str, Any]:
+    """By the centroids: a claim is true or not, of "which is higher?" the one that is."""
+    pair, text = reading.pair(), reading.question.question
+    way = way_in(text)
+    if pair is None:
+        return none_found(reading)
+    assert way is not None, "the words of a position tell the way"
+    _, axis, direction = WAYS[way]
+    first, second = pair
+    if is_claim(text):
+        ahead = direction * (first.center_mm[axis] - second.center_mm[axis])
+        answer = "yes" if ahead > 0 else "no"
+        other = next(name for name, (_, a, d) in WAYS.items() if a == axis and d == -direction)
+        lead = f"{answer.capitalize()}: the"
+    else:
+        first, second = sorted(pair, key=lambda i: -direction * i.center_mm[axis])
+        ahead, answer, other, lead = 1.0, first.label, way, "The"
+    apart = abs(first.center_mm[axis] - second.center_mm[axis])
+    where = way if ahead > 0 else other
+    said = f"{lead} centre of the {display(first.label)} is {apart:.0f} mm {where} that of the {display(second.label)}."
+    return _chosen(reading, answer, said, [first, second])
+
+
+def _nearer(reading: Reading) -> dict[str, Any]:
+    """By the shortest distance between surfaces. The third structure is the one that "closer to" stands before."""
+    text = reading.question.question
+    towards = _TOWARDS.search(text.lower())
+    after = find_mentions(text[towards.end() :] if towards else "", scene_classes(reading.scene)).classes
+    ends = _by_label(reading)
+    candidates = [end for label, end in ends.items() if not after or label != after[0]]
+    if not after or after[0] not in ends or len(candidates) != 2:
+        return none_found(reading)
+    target = ends[after[0]]
+    gaps, between = {end.id: _gap_mm(reading, end, target) for end in candidates}, "surfaces"
+    if abs(np.subtract(*gaps.values())) < EQUAL_MM:  # both touch it
+        gaps, between = {end.id: math.dist(end.center_mm, target.center_mm) for end in candidates}, "centres"
+    wanted = (max if _FARTHER.search(text.lower()) else min)(candidates, key=lambda end: gaps[end.id])
+    near, far = sorted(candidates, key=lambda end: gaps[end.id])
+    said = f"The {display(near.label)} is nearer to the {display(target.label)}: {gaps[near.id]:.0f} mm against "
+    said += f"{gaps[far.id]:.0f} mm for the {display(far.label)} (between {between})."
+    answer = wanted.label
+    if is_claim(text):
+        answer = "yes" if wanted is candidates[0] else "no"
+        said = f"{answer.capitalize()}. {said}"
+    return _chosen(reading, answer, said, [near, far, target])
+
+
+def _neighbours(reading: Reading) -> dict[str, Any]:
+    """The organs with a voxel beside one of the structure's."""
+    subject = reading.one()
+    if subject is None:
+        return none_found(reading)
+    reach = float(np.linalg.norm(reading.scene.grid.spacing_mm)) + 1e-3  # the centres of voxels that share a corner
+    organs = {i.label: reading.whole(i) for i in reading.scene.instances if not is_lesion(i.label)}
+    organs.pop(subject.label, None)
+    gaps = {label: _gap_mm(reading, subject, organ) for label, organ in organs.items()}
+    touching = sorted((label for label in gaps if gaps[label] <= reach), key=lambda label: -organs[label].volume_ml)
+    options = reading.question.options
+    touching = [label for label in touching if not options or match_option(label, options)]
+    names = tuple((match_option(label, options) or "") if options else display(label) for label in touching)
+    said = f"Beside the {display(subject.label)}: {enumerate_things(names)}." if names else "No structure touches it."
+    used = [subject, *(organs[label] for label in touching)]
+    return {"text": said, "choices": names, "evidence": evidence(used), "confidence": reading.confidence(used)}
+
+
+def _by_label(reading: Reading) -> dict[str, Instance]:
+    """The structures named, in the order of the words."""
+    found = {i.label: reading.whole(i) for i in sorted(reading.scene.instances, key=lambda i: -i.rank)}
+    return {label: found[label] for label in reading.mention.classes if label in found}
+
+
+def _gap_mm(reading: Reading, first: Instance, second: Instance) -> float:
+    gap_mm = reading.scene.relations.gap_mm
+    return min(gap_mm(one, other) for one in pieces_of([first]) for other in pieces_of([second]))
+
+
+def _chosen(reading: Reading, answer: str, said: str, used: list[Instance]) -> dict[str, Any]:
+    options = reading.question.options
+    choice = (match_option(answer, options) or match_option(used[0].side, options)) if options else answer
+    if choice is None:
+        return {"text": said, "abstained": True, "reason": f"the answer ({answer}) is none of the options"}
+    return {"text": said, "choice": choice, "evidence": evidence(used), "confidence": reading.confidence(used)}
