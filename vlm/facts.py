@@ -24,8 +24,8 @@ class Fact:
 
 
 class Facts(dict[str, Fact]):
-    """Facts by name, those of SAID without being listed. "value:NAME:UNIT", "label:NAME" and "count:NAME" are facts of whole scans that a table of the
-    user's gives (see vlm/data/targets.py): they say of themselves what they are, and are not among the names listed.
+    """Facts by name. Not among the names listed are those of SAID, and those of whole scans that a table of the user's
+    gives (see vlm/data/targets.py) and that say what they are: "value:NAME:UNIT", "label:NAME", "count:NAME".
     """
 
     def __missing__(self, name: str) -> Fact:

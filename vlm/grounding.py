@@ -33,14 +33,14 @@ _TO_LAST = re.compile(
     r"(?:(?:on|of|in|at|to|the|lying|located|situated|seen|found|side|left|right|,|and|or|vs|versus) )*"
 )
 _INSIDE = re.compile(r"(?<![a-z])(?:in|within|inside) (?:(?:the|both|left|right) )*$")
-_HOLDS = re.compile(  # between an organ and the lesion that it may hold: "the spleen contains a", "kidney has the"
+_HOLDS = re.compile(  # between an organ and its lesion: "the spleen contains a"
     r"(?:that |which |does |do |also |still |really |sided? )*(?:contains?|containing|holds?|have|has|having|harbou?rs?|"
     r"harbou?ring|shows?|bears?|carr(?:y|ies)|hosts?|with|without|free (?:of|from)|clear of|(?:is |are )?(?:affected|"
     r"involved|invaded|occupied) by)(?: [a-z]+){0,3} "
 )
 _EXCEPT = re.compile(
-    r"\b(?:excluding|except(?: for)?|other than|apart from|aside from|besides|not (?:counting|including)|without (?:counting"
-    r"|including)|but not|ignoring|disregarding|leaving out)\b(?P<those>.*)",
+    r"\b(?:excluding|except(?: for)?|other than|apart from|aside from|besides|(?:not|without) (?:counting|including)"
+    r"|but not|ignoring|disregarding|leaving out)\b(?P<those>.*)",
     re.IGNORECASE,
 )
 _OF = re.compile(r"([a-z]+) of (?:(?:the|both|left|right) )*$")

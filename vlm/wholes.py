@@ -16,7 +16,12 @@ from seg_backbone.boxes import Box
 from seg_backbone.lesions import Instance
 from seg_backbone.measure import Point
 
-OF_THE_LARGEST = ("long_axis", "short_axis", "diameter_3d", "slice")  # facts that the largest piece alone is measured for
+OF_THE_LARGEST = (
+    "long_axis",
+    "short_axis",
+    "diameter_3d",
+    "slice",
+)  # facts that the largest piece alone is measured for
 
 
 @dataclass(frozen=True)

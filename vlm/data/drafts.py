@@ -312,7 +312,7 @@ def _dense_pairs(scene: Scene) -> Iterator[tuple[dict[str, str], Instance, Insta
 
 
 def _intensity_difference(scene: Scene) -> Iterator[Draft]:
-    for slots, first, second, one, other in _dense_pairs(scene):
+    for slots, first, second, *_ in _dense_pairs(scene):
         yield Draft(slots, _difference(first, second, "intensity_mean"), (first, second))
 
 

@@ -92,7 +92,9 @@ def parse_threshold(text: str) -> Threshold | None:
     Volumes (ml, cc, cm3, mm3, litres) compare volume_ml, lengths (mm, cm) the diameter or extent that is named, else
     long_axis_mm, HU intensity_mean. "Between 1 and 3 cm" is a range. A decimal comma is a point.
     """
-    if match := re.search(rf"\b(?=between|from|in the range|measur\w*|of \d)(?:measur\w*|of)?\s*{_RANGE}", text, re.IGNORECASE):
+    if match := re.search(
+        rf"\b(?=between|from|in the range|measur\w*|of \d)(?:measur\w*|of)?\s*{_RANGE}", text, re.IGNORECASE
+    ):
         high = _threshold("<=", match, text)
         low = replace(high, value=_in_base(match["low"], match["low_unit"] or match["unit"]))
         return replace(low, op=">=", most=high.value) if low.value <= high.value else None

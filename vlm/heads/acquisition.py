@@ -23,7 +23,11 @@ def decode(reading: Reading) -> dict[str, Any]:
     along = "from left to right, front to back and top to bottom"
     if reading.fact == "voxel_size":
         size = " x ".join(f"{step:.3g}" for step in spacing)
-        return parts | {"text": f"A voxel measures {size} mm ({along}).", "value": round(float(spacing[2]), 3), "unit": "mm"}
+        return parts | {
+            "text": f"A voxel measures {size} mm ({along}).",
+            "value": round(float(spacing[2]), 3),
+            "unit": "mm",
+        }
     size = " x ".join(f"{length:.0f}" for length in spacing * shape)
     voxels = " x ".join(str(n) for n in shape)
     return parts | {"text": f"The field of view is {size} mm, {voxels} voxels ({along})."}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from seg_backbone.labels import canonical, display
+from seg_backbone.labels import canonical, display, is_lesion
 from seg_backbone.lesions import Instance
 from vlm.claims import claimed, negated
 from vlm.data.threshold import OPERATORS, parse_threshold
@@ -44,6 +44,8 @@ def match_option(value: str, options: tuple[str, ...]) -> str | None:
             return option
     for option in options:
         words = set(re.findall(r"[a-z]+", option.lower()))
+        if is_lesion(option) and not is_lesion(wanted):  # "liver tumour" does not say "liver"
+            continue
         if wanted in words and not (wanted in ("left", "right") and {"left", "right"} <= words):
             return option
     if wanted in _SAME or wanted in ("left", "right"):

@@ -214,7 +214,11 @@ def _organs(reading: Reading) -> list[Instance]:
 
 def _modality(reading: Reading) -> dict[str, Any]:
     return choose(
-        reading, reading.scene.modality, f"This is {_A_SCAN[reading.scene.modality]} scan.", [], reading.fact_probability
+        reading,
+        reading.scene.modality,
+        f"This is {_A_SCAN[reading.scene.modality]} scan.",
+        [],
+        reading.fact_probability,
     )
 
 

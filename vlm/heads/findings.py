@@ -39,7 +39,7 @@ def decode(reading: Reading) -> dict[str, Any]:
 
 
 def _about(reading: Reading) -> list[Instance]:
-    """The instances that are described: the structures named with the lesions in them, those of a region named, or all."""
+    """What is described: the structures named with the lesions in them, those of a region that is named, or all."""
     every, named = reading.scene.instances, set(reading.mention.classes)
     if region := region_in(reading.question.question):
         return [i for i in every if region_of(i.label) == region] or every

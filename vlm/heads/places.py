@@ -80,7 +80,7 @@ def _nearer(reading: Reading) -> dict[str, Any]:
         return none_found(reading)
     target = ends[after[0]]
     gaps, between = {end.id: _gap_mm(reading, end, target) for end in candidates}, "surfaces"
-    if abs(np.subtract(*gaps.values())) < EQUAL_MM:  # both touch it
+    if max(gaps.values()) - min(gaps.values()) < EQUAL_MM:  # both touch it
         gaps, between = {end.id: math.dist(end.center_mm, target.center_mm) for end in candidates}, "centres"
     wanted = (max if _FARTHER.search(text.lower()) else min)(candidates, key=lambda end: gaps[end.id])
     near, far = sorted(candidates, key=lambda end: gaps[end.id])

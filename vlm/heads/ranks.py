@@ -48,7 +48,7 @@ _ANY = r"\b(?P<any>(?:organ|structure|thing|object|segment|label)s?)\b"
 _BETWEEN = r"(?:(?:visible|segmented|labell?ed|measured|anatomical|single|known|shown) )*"
 _ASKS = re.compile(r"\b(?:which|what|whats|name|identify|tell me|show|find|give)\b")
 _ENDS = re.compile(r"\s*(?:$|(?:of|in|on|among|here|by|visible|seen|overall|one)\b)")
-_WHICH = re.compile(r"\b(?:which|what)\b")
+_INDEX = "main|dominant|index|"
 _MEASURED = re.compile(
     r"\b(?:diameters?|ax[ie]s|size|extents?|lengths?|dimensions?|widths?|heights?|volumes?|slices?|sections?|measures?|"
     r"measurements?|parts?|distances?|points?|lines?|areas?|portions?)\b"
@@ -114,27 +114,32 @@ class LesionRank:
         return [i for i, _ in order[self.first - 1 : self.first - 1 + self.number]]
 
 
-def parse_lesion_rank(text: str) -> LesionRank | None:
-    """The rank among lesions that a text which names lesions asks about: "the second largest liver tumour"; None
-    without one. "The largest diameter of the lesion" is no rank of a lesion.
+def parse_lesion_ranks(text: str) -> list[LesionRank]:
+    """The ranks among lesions that a text which names lesions asks about, in its order: "the second largest liver
+    tumour", "the largest and the smallest lesion"; none for "the largest diameter of the lesion".
     """
     line = " ".join(re.findall(r"[a-z0-9]+", text.lower().replace("'s", "")))
-    for attribute, directions in _MOST.items():
-        for low, words in enumerate(directions):
-            words = words + r"|main|dominant|index" if (attribute, low) == ("volume_ml", 0) else words
-            for match in re.finditer(rf"\b(?:{words})\b", line):
-                before, after = line[: match.start()].split(), line[match.end() :].split()
-                behind = next((n for n, word in enumerate(after[:6]) if _names_lesion(word)), None)
-                if behind is None and not (_WHICH.search(line) and not after):
-                    continue
-                between = after[: behind or 0]
-                if _MEASURED.search(" ".join(between)):
-                    continue
-                number = next((NUMBERS[w] for w in (*before[-1:], *between[:1]) if w in NUMBERS), 1)
-                place = PLACES.get(before[-1], 1) if before else 1
-                field = "long_axis_mm" if attribute == "diameter_3d_mm" else attribute
-                return LesionRank(field, bool(low), place, number)
-    return None
+    found = [
+        (match.start(), rank)
+        for attribute, directions in _MOST.items()
+        for low, words in enumerate(directions)
+        for match in re.finditer(rf"\b(?:{_INDEX if (attribute, low) == ('volume_ml', 0) else ''}{words})\b", line)
+        if (rank := _lesion_rank(line, match, attribute, bool(low)))
+    ]
+    return [rank for _, rank in sorted(found, key=lambda pair: pair[0])]
+
+
+def _lesion_rank(line: str, match: re.Match[str], attribute: str, low: bool) -> LesionRank | None:
+    before, after = line[: match.start()].split(), line[match.end() :].split()
+    behind = next((n for n, word in enumerate(after[:6]) if _names_lesion(word)), None)
+    if behind is None and (after or not _ASKS.search(line)):
+        return None
+    between = after[: behind or 0]
+    if _MEASURED.search(" ".join(between)):
+        return None
+    number = next((NUMBERS[word] for word in (*before[-1:], *between[:1]) if word in NUMBERS), 1)
+    place = PLACES.get(before[-1], 1) if before else 1
+    return LesionRank("long_axis_mm" if attribute == "diameter_3d_mm" else attribute, low, place, number)
 
 
 def _names_lesion(word: str) -> bool:

@@ -140,7 +140,8 @@ class Reading:
         return None
 
     def pair(self) -> tuple[Instance, Instance] | None:
-        """The two structures meant, with all their pieces, in the order in which the question names them; None where they are not clear.
+        """The two structures meant, with all their pieces, in the order in which the question names them; None where
+        they are not clear.
 
         The two likeliest above SELECT / 2; failing that, the only instances of the two classes that the question names.
         """

@@ -38,7 +38,7 @@ from vlm.schema import Answer, Question
 # pronouns and filler lie in plain_words.py.
 LEAD = (
     r"^(?:(?:and|but|also|now|then|so|ok|okay|what about|how about|what of|tell me about|thanks|thank you|great"
-    r"|(?:(?:do )?the )?same(?: thing| question)?(?: again)? (?:for|with|of)|repeat (?:that|this|it) for|likewise for) )+"
+    r"|(?:(?:do )?the )?same(?: thing| question)?(?: again)? (?:for|with|of)|repeat (?:that|it) for|likewise for) )+"
 )
 AGAIN = (  # the last answer in another unit
     r"^(?:(?:please )?(?:convert|express|give|say|show|report|tell me|what is|whats|what s|how much is)(?: me)?"

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
+from pathlib import Path
+
+import yaml
 
 # Patterns over lower-case text in which everything but letters, digits and % is a space.
 FACT_WORDS = {  # tried in this order
@@ -15,10 +19,12 @@ FACT_WORDS = {  # tried in this order
     r"|which (?:one |of them |of the two |of these )?is (?:the )?(?:larger|bigger)(?: one)?",
     "count": r"how many(?! (?:ml|cc|millilit|mm|millimet))|number|count",
     "short_axis": r"short(?:est)? axis|minor axis|perpendicular diameter|how (?:thick|narrow)",
-    "diameter_3d": r"how (?:long|big|large)(?=.* (?:in 3d|three dim\w*) )|(?:largest |maximum |max )?(?:3d|three dimensional) diameter|diameter in 3d",
+    "diameter_3d": r"how (?:long|big|large)(?=.* (?:in 3d|three dim\w*) )"
+    r"|(?:largest |maximum |max )?(?:3d|three dimensional) diameter|diameter in 3d",
     "craniocaudal": r"craniocaudal(?: extent| length| diameter)?|height|how tall",
     "anteroposterior": r"antero ?posterior(?: extent| length| diameter)?|ap (?:extent|length|diameter)|depth|how deep",
-    "transverse": r"transverse(?: extent| length| diameter)|left to right extent|lateral extent|width|how (?:wide|broad)",
+    "transverse": r"transverse(?: extent| length| diameter)|left to right extent|lateral extent"
+    r"|width|how (?:wide|broad)",
     "surface_area": r"surface(?: area)?",
     "intensity_spread": r"(?:standard deviation|spread|heterogeneity)(?: of (?:its |the )?(?:hu|intensity|density))?"
     r"|how heterogeneous",
@@ -46,6 +52,17 @@ def fact_in(text: str, among: tuple[str, ...] = tuple(FACT_WORDS)) -> str | None
     line = plain_line(text)
     words = ((name, FACT_WORDS[name]) for name in FACT_WORDS if name in among)
     return next((name for name, pattern in words if re.search(rf" (?:{pattern})(?= )", line)), None)
+
+
+def says(name: str, line: str) -> bool:
+    """Whether a plain line holds one of the phrases of phrases.yaml under a name."""
+    return _phrases()[name].search(line) is not None
+
+
+@lru_cache(maxsize=1)
+def _phrases() -> dict[str, re.Pattern[str]]:
+    table = yaml.safe_load(Path(__file__).with_name("phrases.yaml").read_text("utf-8"))
+    return {name: re.compile(rf" (?:{'|'.join(some)})(?= )") for name, some in table.items()}
 
 
 def is_bare(text: str) -> bool:

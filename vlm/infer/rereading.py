@@ -21,9 +21,9 @@ from vlm.grounding import split_side
 from vlm.heads.choose import match_option
 from vlm.heads.measurement import joined
 from vlm.heads.places import NEARER, way_in
-from vlm.heads.ranks import PLACES, compared_by, parse_lesion_rank, parse_rank, ranked
+from vlm.heads.ranks import PLACES, compared_by, parse_lesion_ranks, parse_rank, ranked
 from vlm.heads.reading import SELECT, Reading
-from vlm.infer.plain_words import fact_in, is_bare, plain_line
+from vlm.infer.plain_words import fact_in, is_bare, plain_line, says
 from vlm.regions import region_in
 
 NAMED = 0.95  # how sure it is that an instance is meant that is called by its name, and that no other one is
@@ -42,43 +42,7 @@ _IN_3D = re.compile(
     r"|remote|tilt|rod|whichever|voxel|overall|true"
 )
 TOUCHES = re.compile(r" (?:touch\w*|abut\w*|adjacent|contiguous|in contact|border(?:s|ing)?|adjoin\w*) ")
-_HOW_MANY = re.compile(
-    r" (?:how many|(?:the |total )?number of|count(?: of)?)(?! (?:ml|cc|l|cm|mm|hu|millilit|centimet|millimet|cubic|lit(?:re|er)"
-    r"|hounsfield|per ?cent|times|slices?|days|years|degrees|types|kinds|different)) "
-)
-_SLICES = re.compile(r" (?:how many|number of|count)(?: \w+){0,2} (?:slices?|images|sections|frames) ")
-_VOXELS = re.compile(
-    r" (?:voxel|pixel|slice) (?:size|spacing|dimensions?|thickness|distance|volume)|spatial resolution | spacing | slice thickness"
-)
-_VIEW = re.compile(
-    r" (?:size|extents?|dimensions?|large|big|long|wide|cover\w*|mm|cm)\b.* (?:field of view|fov|scan|image|volume|matrix) "
-    r"|(?:field of view|fov|matrix|image|scan|volume)(?: \w+){0,2} (?:size|extent|dimensions?|mm|cm) | what (?:is|s) the (?:field of view|fov|matrix) "
-)
-_DESCRIBE = re.compile(
-    r"^ (?:please |can you |could you )*(?:describe|summari[sz]e|report on|comment on|(?:give|tell|show|write|list)(?: me| us)?"
-    r"(?: \w+){0,3} (?:findings?|report|summary|description)|what (?:are|is|s) the findings) "
-)
-_ALL_WAYS = re.compile(
-    r" (?:(?:three|3|all|x y z|each) (?:\w+ ){0,2}(?:dimensions?|ax[ie]s|directions?|planes|diameters)|dimensions of"
-    r"|(?:length|width|height|transverse|ap|lr|l|w)(?: x| by|) (?:width|length|height|ap|transverse|w|l) (?:x |by |and )?"
-    r"(?:depth|height|cc|si|h|craniocaudal|d)|measurements) "
-)
-_BESIDE = re.compile(
-    r" (?:which|what|name|list)(?: \w+){0,3} (?:organs|structures)(?: \w+){0,4} (?:adjacent|next to|neighbo\w+|border\w*|touch\w*"
-    r"|contact|abut\w*|surround\w*|beside|around|adjoin\w*) | neighbo(?:u)?rs of "
-)
-_RANKED = re.compile(r" (?:rank|order(?:ed)?|sort(?:ed)?|arrange\w*)\b.* (?:size|volume|large\w*|big\w*|small\w*) ")
-_HOLDER = re.compile(
-    r" (?:which|what) (?:\w+ ){0,3}(?:has|have|had|contains?|holds?|harbou?rs?|carr(?:y|ies)|bears?|shows?|hosts?|is affected"
-    r"|is involved|is invaded) | (?:in|within|inside) (?:which|what) "
-)
-_FRONT_TO_BACK = re.compile(
-    r"front|back|fore|hind| ap |a p |ant|post|dors|ventr|dep|deep|sagittal|thick|belly|breast|chest|spine|stern| y "
-)
-_RATIO = re.compile(r" (?:ratio|quotient|relative to|how many times|times (?:larger|bigger|as (?:large|big))|fraction of) ")
-_MORE_OF = re.compile(r" (?:larger|bigger|greater|smaller|exceed\w*|differ\w*|minus) ")
 _AWAY = re.compile(r" (?:from|apart|away|within|between) ")
-_WHICH_OF = re.compile(r" (?:which|what) ")
 _DENSITY = re.compile(r" (?:\w*dens\w*|hu|attenuat\w*|bright\w*|dark\w*|intens\w*|signal) ")
 _SAME_SIZE = re.compile(r" (?:same|equal\w*|similar|alike|symmetr\w*|different|unequal) ")
 _TIME = re.compile(r" how long (?:has|have|had|did|will|would|until|ago|before|after|to live|since) ")
@@ -130,7 +94,7 @@ def _fact(reading: Reading, off_topic: float, allowed: tuple[str, ...]) -> str:
     elif rank and rank.asks:
         wanted = "denser" if rank.attribute == "intensity_mean" else "larger"
     elif (fact == "diameter_3d" and not _IN_3D.search(line)) or (
-        fact == "anteroposterior" and not _FRONT_TO_BACK.search(line)
+        fact == "anteroposterior" and not says("front_to_back", line)
     ):
         wanted = "long_axis"
     elif is_claim(text) and _ends(labels) == 2 and (TOUCHES.search(line) or away):
@@ -177,34 +141,38 @@ def _plainly(reading: Reading, line: str, labels: list[str]) -> str | None:
     lesions = any(map(is_lesion, labels)) or mention.lesions
     ends = _ends(labels)
     claim, named = is_claim(text), bool(mention.classes or mention.others or mention.lesions)
-    if not named and _SLICES.search(line):
+    if not named and says("slices", line):
         return "slices"
     if not named and fact not in ("region", "contents") and not claim:
-        if _VOXELS.search(line):
+        if says("voxel_size", line):
             return "voxel_size"
-        if _VIEW.search(line) and "volume" not in fact:
+        if says("field_of_view", line):
             return "field_of_view"
-    if _HOW_MANY.search(line) and not claim and (named or re.search(r" (?:organ|structure)s? ", line)):
+    if says("how_many", line) and not claim and (named or re.search(r" (?:organ|structure)s? ", line)):
         return None if fact.startswith("count") else "count"
-    if _DESCRIBE.search(line) and fact_in(text, MEASURED) is None and fact_in(text, ("side", "box")) is None:
+    if says("describe", line) and fact_in(text, MEASURED) is None and fact_in(text, ("side", "box")) is None:
         return "findings" if mention.classes or region_in(text) else None
-    if lesions and mention.places and _HOLDER.search(line) and fact not in ("count", "share", *MEASURED):
+    if lesions and mention.places and says("holder", line) and fact not in ("count", "share", *MEASURED):
         return "most_affected"
     if NEARER.search(text.lower()) and ends == 3:
         return "nearer"
-    if ends == 1 and _BESIDE.search(line):
+    if ends == 1 and says("beside", line):
         return "neighbours"
-    if _RANKED.search(line) and not lesions:
+    if says("by_size", line) and not lesions:
         return "contents"
     if ends == 2 and way_in(text) and not (fact_in(text, MEASURED) or _DENSITY.search(line) or reading.threshold):
-        return "position" if claim or _WHICH_OF.search(line) else None
-    if ends == 2 and _RATIO.search(line) and not _DENSITY.search(line) and fact != "share":
+        return "position" if claim or re.search(r" (?:which|what) ", line) else None
+    if ends == 2 and says("ratio", line) and not _DENSITY.search(line) and fact != "share":
         return "volume_ratio"
-    if ends == 1 and _ALL_WAYS.search(line) and fact in MEASURED:
+    if ends == 1 and says("three_extents", line) and fact in MEASURED:
         return "box"
     if fact == "total_volume" and joined("volume", text) == "mean":
         return "volume"
-    if fact == "total_volume" and (single := fact_in(text, ("short_axis", "diameter_3d", "long_axis"))) and " volume" not in line:
+    if (
+        fact == "total_volume"
+        and (single := fact_in(text, ("short_axis", "diameter_3d", "long_axis")))
+        and " volume" not in line
+    ):
         return single
     return None
 
@@ -237,7 +205,7 @@ def _selection(reading: Reading) -> np.ndarray:
         return _only(reading, order[rank.place - 1][1][:1] if len(order) >= rank.place else [])
     if len(labels) > 1 and joined(fact, text):
         return _only(reading, [i for i in instances if i.label in labels])
-    if fact == "nearer" or (fact == "contents" and labels and _RANKED.search(plain_line(text))):
+    if fact == "nearer" or (fact == "contents" and labels and says("by_size", plain_line(text))):
         return _only(reading, [i for i in instances if i.label in labels])
     if fact == "most_affected":
         return _only(reading, [i for i in instances if is_lesion(i.label)])
@@ -281,12 +249,15 @@ def _lesions(reading: Reading) -> list[Instance]:
         there = reading.placed(there)
     if len(mention.sides) == 1 and fact != "side":
         there = [i for i in there if i.side in mention.sides]
-    rank = parse_lesion_rank(text)
+    ranks = parse_lesion_ranks(text)
     organs = [i for i in reading.scene.instances if i.label in _labels(reading) and not is_lesion(i.label)]
-    if not organs and (fact == "share" or (takes == "pair" and (rank is None or rank.number == 1))):  # "the liver lesion against the liver", "% of the liver"
+    if not organs and (
+        fact == "share" or (takes == "pair" and len(ranks) < 2 and all(rank.number == 1 for rank in ranks))
+    ):  # "the liver lesion against the liver", "% of the liver"
         organs = [i for i in reading.scene.instances if i.label in mention.places]
-    if rank:
-        there = rank.of([i for i in there if reading.threshold is None or reading.threshold.keeps(i)])
+    if ranks:
+        kept = [i for i in there if reading.threshold is None or reading.threshold.keeps(i)]
+        there = list({i.id: i for rank in ranks for i in rank.of(kept)}.values())
     elif _CHOOSES.search(plain_line(text)):
         return []
     elif fact == "share":

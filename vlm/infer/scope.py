@@ -31,12 +31,13 @@ SIZE = re.compile(r"\b(?:size[ds]?|large|big|small|volume)\b")
 RELATION = re.compile(
     r"\b(?:within \d|(?:left|right|front|anterior|posterior|superior|inferior|medial|lateral) (?:of|to) "
     r"|above the|below the|behind|beneath|beside|near|next to|between|surround\w*|displac\w*|compress\w*|invad\w*"
-    r"|infiltrat\w*|encas\w*|extend\w* (?:in)?to|reach\w*|grow\w* into|enter\w*|cross\w*|obstruct\w*|spread\w* to|arise\w*)"
+    r"|infiltrat\w*|encas\w*|extend\w* (?:in)?to|reach\w*|grow\w* into|enter\w*|cross\w*|obstruct\w*|spread\w* to"
+    r"|arise\w*)"
 )
 NOT_SEEN = re.compile(  # of the scan and the patient what no voxel or mask tells here
     r"\b(?:contrast|enhance\w*|phase|t1|t2|weighted|weighting|sequence|male|female|man or|woman|sex|gender|age|old|"
-    r"diagnostic quality|image quality|quality|artefacts?|artifacts?|motion|scanner|vendor|manufacturer|field strength|tesla|"
-    r"kvp?|tube voltage|radiation dose|plane|reconstruction kernel|supine|prone|fasted|pregnan\w*)\b"
+    r"quality|arte?i?facts?|motion|scanner (?:model|brand)|vendor|manufacturer|field strength|tesla|kvp?|tube voltage|"
+    r"radiation dose|plane|reconstruction kernel|supine|prone|fasted|pregnan\w*)\b"
 )
 SCAN_KIND = re.compile(r"\b(?:ct|mri?|modality)\b.* or .*\b(?:ct|mri?)\b|hounsfield")
 MODALITY = re.compile(
@@ -70,8 +71,9 @@ HINTS = re.compile(
 UNSURE = 0.35  # probability of the fact below which the question was not understood
 FOREIGN = re.compile(  # words of questions in French, German, Spanish, Italian, Portuguese and Dutch
     r"\b(?:le|la|les|du|des|est|quel|quelle|où|combien|une|dans|il|sur|taille|der|die|das|ist|wie|gibt|es|ein|eine|wo"
-    r"|welche|welches|groß|gross|von|im|den|und|el|los|las|hay|cuál|cual|qué|que|un|una|del|dónde|donde|cuántos|cuantos|cuantas"
-    r"|tiene|en|de|derech[oa]|izquierd[oa]|droite|gauche|rechts|rechte|linke|volumen|tumore?s? en|esquerd[oa]|direit[oa]|destr[oa]|qual|quanto|quanti|dov|è|lo|gli|di|sono|quante|onde|há|é|tem|quantos|o|het|een|hoe|waar|welk)\b"
+    r"|welche|welches|groß|gross|von|im|den|und|el|los|las|hay|cuál|cual|qué|que|un|una|del|dónde|donde|cuántos|cuantos"
+    r"|cuantas|tiene|en|de|derech[oa]|izquierd[oa]|droite?|gauche|rechts|rechten?|linken?|volumen|esquerd[oa]|direit[oa]"
+    r"|destr[oa]|qual|quanto|quanti|dov|è|lo|gli|di|sono|quante|onde|há|é|tem|quantos|o|het|een|hoe|waar|welk)\b"
 )
 ENGLISH = re.compile(
     r"\b(?:the|is|are|of|what|which|how|where|does|do|there|this|that|it|in|on|an|any|has|have|from)\b"
