@@ -34,7 +34,7 @@ _TO_LAST = re.compile(
 )
 _INSIDE = re.compile(r"(?<![a-z])(?:in|within|inside) (?:(?:the|both|left|right) )*$")
 _HOLDS = re.compile(  # between an organ and its lesion: "the spleen contains a"
-    r"(?:that |which |does |do |also |still |really |sided? )*(?:contains?|containing|holds?|have|has|having|harbou?rs?|"
+    r"(?:that |which |does |do |also |still |really )*(?:contains?|containing|holds?|have|has|having|harbou?rs?|"
     r"harbou?ring|shows?|bears?|carr(?:y|ies)|hosts?|with|without|free (?:of|from)|clear of|(?:is |are )?(?:affected|"
     r"involved|invaded|occupied) by)(?: [a-z]+){0,3} "
 )
