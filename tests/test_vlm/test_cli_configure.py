@@ -164,3 +164,15 @@ def test_what_is_refused_writes_nothing(tmp_path, channels, cases, options, word
         run("configure", folder, "-o", tmp_path / "plan.json", *options)
     assert "\n" not in str(caught.value)
     assert [path.name for path in tmp_path.iterdir()] == ["raw"]
+
+
+def test_folders_that_cannot_be_written_are_told_before_training(tmp_path):
+    folder, plan, file = dataset(tmp_path / "raw", ("CT",), cases=2), tmp_path / "plan.json", tmp_path / "file"
+    run("configure", folder, "-o", plan)
+    file.write_text("not a folder")
+    known = json.loads(plan.read_text())
+    for key in ("output", "cache"):
+        plan.write_text(json.dumps(known | {"output": str(tmp_path / "run"), key: str(file)}))
+        with pytest.raises(ConfigError, match="file: expected a folder that can be written"):
+            run("train", "segmentation", "--config", plan, "--steps", "1")
+        assert not (tmp_path / "run").exists()

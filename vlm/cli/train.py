@@ -105,7 +105,9 @@ def _run(train: Any, settings: Any, resume: bool) -> None:
     from seg_backbone.io import require_writable
     from vlm.cli.progress import stages
 
-    require_writable(getattr(settings, "training", settings).output)
+    own = getattr(settings, "training", settings)
+    for folder in filter(None, (own.output, getattr(own, "cache", None))):
+        require_writable(folder)
 
     def report(row: dict[str, Any]) -> None:
         if not sys.stderr.isatty():
