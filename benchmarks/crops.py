@@ -1,6 +1,6 @@
-"""Does the shipped model find a tumour, or the middle of its crop? Sarcoma scans of the validation patients, cropped.
+"""Does a model find a tumour, or the middle of its crop? Sarcoma scans of the validation patients, cropped.
 
-    python benchmarks/crops.py --data ../shared/data [--crops 4] [--share 0.8]
+    python benchmarks/crops.py --data ../shared/data [--model DIR] [--datasets NAME ...] [--crops 4] [--share 0.8]
 
 The scans are crops around their tumours, so a model could learn where tumours lie in a crop. Here every axis is cut to
 a share of its length, at a place drawn at random among those that keep the tumour whole: the anatomy is the same, its
@@ -34,11 +34,12 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--split", type=Path, default=Path("configs/split.json"))
     parser.add_argument("--model", default="default")
+    parser.add_argument("--datasets", nargs="+", default=DATASETS, metavar="NAME")
     parser.add_argument("--crops", type=int, default=4, help="a scan")
     parser.add_argument("--share", type=float, default=0.8, help="of the length of each axis")
     given = parser.parse_args()
     segmenter, rng = Segmenter.load(given.model), np.random.default_rng(SEED)
-    for dataset in DATASETS:
+    for dataset in given.datasets:
         whole, cropped, moved = [], [], []
         cases = split_cases(list_cases(given.data, dataset), read_split(given.split), "validation")
         for case in cases:

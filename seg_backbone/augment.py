@@ -22,8 +22,9 @@ class Augmentation:
     """Ranges of the random changes.
 
     rotate_deg: about each axis; scale: isotropic factor range; mirror: chance of a left-right flip (classes with a
-    side are swapped); crop_mm: how far each face of the scan may be cut away, so that a dataset of crops centred on
-    the tumour teaches no position; shift_mm: how far the window is moved off the voxel it is centred on;
+    side are swapped); crop: chance that faces of the scan are cut away, each in every second time and by up to crop_mm, so
+    that a dataset of crops centred on the tumour teaches no position (of crops alone it would not learn what lies at the
+    faces); shift_mm: how far the window is moved off the voxel it is centred on;
     intensity: spread of the random gain and offset, and of the bend of MR contrast; noise: largest standard deviation
     of added Gaussian noise; centred: chance that the window is placed on a class (see draw_window).
 
@@ -35,11 +36,12 @@ class Augmentation:
     rotate_deg: float = 15.0
     scale: tuple[float, float] = (0.85, 1.2)
     mirror: float = 0.5
+    crop: float = 0.5
     crop_mm: float = 40.0
     shift_mm: float = 60.0
     intensity: float = 0.1
     noise: float = 0.08
-    centred: float = 0.75
+    centred: float = 0.33
     blur: float = 0.0
     low_resolution: float = 0.0
     contrast: float = 0.0
@@ -47,7 +49,7 @@ class Augmentation:
     bias_field: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("mirror", "centred", "blur", "low_resolution", "contrast", "gamma", "bias_field"):
+        for name in ("mirror", "crop", "centred", "blur", "low_resolution", "contrast", "gamma", "bias_field"):
             assert 0 <= getattr(self, name) <= 1, f"{name} is a chance from 0 to 1"
         for name in ("rotate_deg", "crop_mm", "shift_mm", "intensity", "noise"):
             assert getattr(self, name) >= 0, f"{name} is not negative"
@@ -92,7 +94,7 @@ def draw_window(
     image = F.grid_sample(image, unit, mode="bilinear", padding_mode="zeros", align_corners=False)[0] + pad
     codes = torch.from_numpy(case.codes[box].astype(np.float32))[None, None]
     codes = F.grid_sample(codes, unit, mode="nearest", padding_mode="zeros", align_corners=False)[0, 0].byte()
-    if augmentation.crop_mm > 0:
+    if augmentation.crop_mm > 0 and random.random() < augmentation.crop:
         cut = random.uniform(0, augmentation.crop_mm, (2, 3)) * (random.random((2, 3)) < 0.5) / spacing
         lowest, highest = torch.from_numpy(cut[0] - 0.5), torch.from_numpy(shape - 0.5 - cut[1])
         outside = ((grid < lowest) | (grid > highest)).any(dim=-1)

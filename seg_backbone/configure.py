@@ -37,7 +37,8 @@ OPTIMISER = {
 AUGMENTATION = {
     "rotate_deg": 30.0,
     "scale": [0.7, 1.4],
-    "crop_mm": 0.0,
+    "crop": 0.0,
+    "centred": 0.33,
     "blur": 0.2,
     "low_resolution": 0.25,
     "contrast": 0.15,

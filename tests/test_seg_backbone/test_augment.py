@@ -173,7 +173,7 @@ def test_cutting_faces_away_leaves_air_and_background():
     cut_some = 0
     for seed in range(12):
         plain, plain_codes, _ = draw_window(case, PLAN, OFF, np.random.default_rng(seed))
-        image, codes, _ = draw_window(case, PLAN, replace(OFF, crop_mm=12), np.random.default_rng(seed))
+        image, codes, _ = draw_window(case, PLAN, replace(OFF, crop=1, crop_mm=12), np.random.default_rng(seed))
         cut = codes != plain_codes
         cut_some += bool(cut.any())
         assert (image[:, cut] == PAD).all()
@@ -183,6 +183,10 @@ def test_cutting_faces_away_leaves_air_and_background():
         low, high = kept.min(0).values, kept.max(0).values
         assert int((high - low + 1).prod()) == len(kept)
     assert 3 < cut_some <= 12
+    seldom = replace(OFF, crop=0.25, crop_mm=40)
+    windows = [draw_window(case, PLAN, seldom, np.random.default_rng(seed))[1] for seed in range(200)]
+    whole = sum(torch.equal(codes, plain_codes) for codes in windows)
+    assert 130 < whole < 170
 
 
 def test_a_scan_smaller_than_the_window():
