@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from validation import run_vlm
+from validation import known_labels, run_vlm
 
 DATASETS = ("Dataset101_HeadNeckCT", "Dataset102_SarcomaCT", "Dataset103_SarcomaMR")
 REPOSITORY = Path(__file__).parents[1]
@@ -121,7 +121,7 @@ def answer(row: Row, weights: Path | str, questions: Path, data: Path, out: Path
     for dataset in DATASETS:
         mine, part = out / f"questions_{dataset}.jsonl", out / f"answers_{dataset}.jsonl"
         mine.write_text("".join(f"{line}\n" for line in lines if json.loads(line)["dataset"] == dataset))
-        masks = ("--masks", data / dataset / "labelsTr", "--labels", data / dataset / "dataset.json")
+        masks = ("--masks", data / dataset / "labelsTr", "--labels", known_labels(data / dataset, out))
         given = masks if row.masks == "reference" else ()
         run_vlm("batch", mine, "-o", part, "--scans", data, "--model", weights, *given)
         parts.append(part.read_text(encoding="utf-8"))

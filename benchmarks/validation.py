@@ -18,6 +18,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import yaml
 
 from seg_backbone.cases import list_cases, read_split, split_cases
 from seg_backbone.io import read_mask
@@ -97,7 +98,7 @@ def answers(data: Path, split: Path, out: Path, per_case: int, no_image_limit: i
         mine = out / f"questions_{dataset}.jsonl"
         rows = [line for line in questions.read_text().splitlines() if json.loads(line)["dataset"] == dataset]
         mine.write_text("\n".join(rows) + "\n")
-        given = ("--masks", data / dataset / "labelsTr", "--labels", data / dataset / "dataset.json")
+        given = ("--masks", data / dataset / "labelsTr", "--labels", known_labels(data / dataset, out))
         run_vlm("batch", mine, "-o", out / f"reference_{dataset}.jsonl", "--scans", data, *given)
     with (out / "answers_reference_masks.jsonl").open("w") as joined:
         joined.writelines((out / f"reference_{dataset}.jsonl").read_text() for dataset in DATASETS)
@@ -112,6 +113,17 @@ def answers(data: Path, split: Path, out: Path, per_case: int, no_image_limit: i
     ):
         what = ("evaluate", "answers", out / "answers.jsonl", "--reference", reference)
         run_vlm(*what, "-o", out / "scores" / f"answers_{name}", "--baseline-train", training, *more)
+
+
+def known_labels(dataset: Path, out: Path) -> Path:
+    """A labels file of the reference masks: the classes of a dataset, and those that its body region cannot contain,
+    which configs/vlm.yaml calls `absent`, with ids that no voxel has."""
+    labels = json.loads((dataset / "dataset.json").read_text())["labels"]
+    entries = yaml.safe_load((Path(__file__).parents[1] / "configs" / "vlm.yaml").read_text())["datasets"]
+    absent = next(entry.get("absent", ()) for entry in entries if entry["name"] == dataset.name)
+    file = out / f"labels_{dataset.name}.json"
+    file.write_text(json.dumps(labels | dict(zip(absent, range(len(labels), 256), strict=False)), indent=1) + "\n")
+    return file
 
 
 def run_vlm(*words: object) -> None:
