@@ -36,7 +36,7 @@ class Augmentation:
     rotate_deg: float = 15.0
     scale: tuple[float, float] = (0.85, 1.2)
     mirror: float = 0.5
-    crop: float = 0.5
+    crop: float = 0.0
     crop_mm: float = 40.0
     shift_mm: float = 60.0
     intensity: float = 0.1
