@@ -22,11 +22,11 @@ class Augmentation:
     """Ranges of the random changes.
 
     rotate_deg: about each axis; scale: isotropic factor range; mirror: chance of a left-right flip (classes with a
-    side are swapped); crop: chance that faces of the scan are cut away, each in every second time and by up to crop_mm, so
-    that a dataset of crops centred on the tumour teaches no position (of crops alone it would not learn what lies at the
-    faces); shift_mm: how far the window is moved off the voxel it is centred on;
-    intensity: spread of the random gain and offset, and of the bend of MR contrast; noise: largest standard deviation
-    of added Gaussian noise; centred: chance that the window is placed on a class (see draw_window).
+    side are swapped); crop: chance that faces of the scan are cut away, each in every second time and by up to
+    crop_mm, so that a dataset of crops centred on the tumour teaches no position (see docs/experiments.md for what it
+    costs); shift_mm: how far the window is moved off the voxel it is centred on; intensity: spread of the random gain
+    and offset, and of the bend of MR contrast; noise: largest standard deviation of added Gaussian noise; centred:
+    chance that the window is placed on a class (see draw_window).
 
     Chances of what nnU-Net does besides, 0 unless asked for (Isensee et al. 2021, supplement: 0.2, 0.25, 0.15, 0.3):
     blur: Gaussian of 0.5 to 1 voxel; low_resolution: shrunk by up to 2 and enlarged again; contrast: values spread
