@@ -23,6 +23,7 @@ from seg_backbone.labels import WORDS, display, is_lesion
 
 SLIPPED = 6  # letters from which a word is recognised with one slip
 LESION = "tumour"  # the structure that every word for a lesion in general names
+_ANY_LESION = ("lesion", "lesions", "focal lesion", "focal lesions", "finding", "findings", "abnormality")
 _SIDES = ("left", "right")
 _LATIN_SIDES = {r"dextr(?:a|ae|i|um|us)|dexter": "right", r"sinistr(?:a|ae|i|um|us)|sinister": "left"}
 _SHORT_SIDES = {"l": "left", "lt": "left", "r": "right", "rt": "right"}
@@ -36,7 +37,7 @@ _INSIDE = re.compile(r"(?<![a-z])(?:in|within|inside) (?:(?:the|both|left|right)
 _HOLDS = re.compile(  # between an organ and its lesion: "the spleen contains a"
     r"(?:that |which |does |do |also |still |really )*(?:contains?|containing|holds?|have|has|having|harbou?rs?|"
     r"harbou?ring|shows?|bears?|carr(?:y|ies)|hosts?|with|without|free (?:of|from)|clear of|(?:is |are )?(?:affected|"
-    r"involved|invaded|occupied) by)(?: [a-z]+){0,3} "
+    r"involved|invaded|occupied) by)(?: (?!compared|than|with|and|or|from|to|of|in)[a-z]+){0,3} "
 )
 _EXCEPT = re.compile(
     r"\b(?:excluding|except(?: for)?|other than|apart from|aside from|besides|(?:not|without) (?:counting|including)"
@@ -117,6 +118,7 @@ def find_mentions(text: str, classes: tuple[str, ...]) -> Mention:
         return _without(find_mentions(text[: exception.start()], classes), find_mentions(exception["those"], classes))
     words = _words(text, known.vocabulary)
     hits = _with_places(_with_parts(_hits(words, known), words, known), words, known)
+    hits = [hit for n, hit in enumerate(hits) if not _is_general(n, hits, known)]
     sides = _sides(words, hits)
     named: dict[str, tuple[int, int]] = {}  # class -> where it is first named, and with which side
     places, others, elsewhere = set[str](), list[str](), list[str]()
@@ -208,6 +210,7 @@ def _plain(text: str) -> str:
     text = re.sub(r"\s[-–—]+\s|[^a-z0-9%\s_–-]", " , ", text)
     text = " " + " ".join(re.findall(r"[a-z0-9%]+|,", text)) + " "
     text = re.sub(rf" ({_PREPOSITIONS}) (?:the|a|an|his|her|their|my|your|this|that|each)(?= )", r" \1", text)
+    text = re.sub(r" left(?= (?:between|over|out) )", "", text)  # "how much room is left between"
     return re.sub(r" (?:patient|person)(?= (?:left|right) )", "", text).strip()
 
 
@@ -314,7 +317,9 @@ def _with_places(hits: list[_Hit], words: list[str], known: _Known) -> list[_Hit
             continue
         here, there = (n, n + 1) if adjacent else (n + 1, n)
         organ, finding = found[here], found[there]
-        own = [known.compounds[o, f] for o in organ.names for f in finding.names if (o, f) in known.compounds]
+        general = _gap(words, finding.start, finding.end).strip() in _ANY_LESION
+        finds = sorted({f for _, f in known.compounds}) if general else list(finding.names)
+        own = [known.compounds[o, f] for o in organ.names for f in finds if (o, f) in known.compounds]
         if own:
             found[there] = finding._replace(names=tuple(own))
         site = _gap(words, organ.start, organ.end).strip() in _table()["sites"]
@@ -339,6 +344,13 @@ def _holds(number: int, hits: list[_Hit], words: list[str]) -> bool:
     if number + 1 == len(hits) or _is_finding(hits[number]) or not _is_finding(hits[number + 1]):
         return False
     return _HOLDS.fullmatch(_gap(words, hits[number].end, hits[number + 1].start)) is not None
+
+
+def _is_general(number: int, hits: list[_Hit], known: _Known) -> bool:
+    """Whether a hit beside another only says what that is: the "vertebra" of "L4 vertebra"."""
+    hit, own = hits[number], set(_members(hits[number], known))
+    beside = (other for other in hits if hit.start == other.end or hit.end == other.start)
+    return any(set(_members(other, known)) and set(_members(other, known)) < own for other in beside)
 
 
 def _without(mention: Mention, those: Mention) -> Mention:

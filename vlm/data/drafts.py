@@ -363,10 +363,12 @@ def _share(scene: Scene) -> Iterator[Draft]:
     for thing in scene.lesions:
         slots = scene.phrase(thing)
         for organ in sized:
-            part, whole = sum(piece.volume_ml for piece in thing.pieces), organ.pieces[0].volume_ml
+            inside = tuple(piece for piece in thing.pieces if scene.home(piece) is organ.pieces[0])
+            part, whole = sum(piece.volume_ml for piece in inside), organ.pieces[0].volume_ml
             name = f"the {slots['things']}" if len(thing.pieces) > 1 else slots["thing"]
             named = {"a": name, "b": scene.phrase(organ)["thing"]}
-            yield Draft(named, 100 * part / (part + whole), (*thing.pieces, organ.pieces[0]))
+            if inside:
+                yield Draft(named, 100 * part / (part + whole), (*inside, organ.pieces[0]))
     if len(sized) > 1:
         first, second = sorted(scene.random.sample(sized, 2), key=lambda thing: thing.pieces[0].volume_ml)
         named = {"a": scene.phrase(first)["thing"], "b": scene.phrase(second)["thing"]}

@@ -24,8 +24,8 @@ UNITS: dict[str, tuple[float, str]] = {  # spelling (a pattern) -> factor, base 
     r"cm|centimet(?:re|er)s?": (10.0, "mm"),
     r"hu|hounsfield\s+units?": (1.0, "HU"),
 }
-_MORE = r"(?:larger|bigger|greater|longer|wider|more|taller)"
-_LESS = r"(?:smaller|less|shorter|lower|fewer|narrower)"
+_MORE = r"(?:larger|bigger|greater|higher|longer|wider|more|taller|denser|brighter)"
+_LESS = r"(?:smaller|less|shorter|lower|fewer|narrower|darker)"
 BEFORE = {  # comparison before the number, tried in this order: negations first
     "<=": rf"\b(?:(?:no|not)\s+{_MORE}\s+than|not\s+(?:exceeding|over|above)|at\s+most|up\s+to|a\s+maximum\s+of)|<=|≤",
     ">=": rf"\b(?:(?:no|not)\s+{_LESS}\s+than|not\s+(?:under|below)|at\s+least|a\s+minimum\s+of)|>=|≥",
@@ -45,6 +45,7 @@ _WORDS = {  # unit -> attribute -> the words that say it is compared; the attrib
         "transverse_mm": r"left[- ]to[- ]right",
     }
 }
+_HU = re.compile(r"\b(?:hu|hounsfield|attenuation|density)\b", re.IGNORECASE)
 _FILLER = r"(?:(?:about|approximately|roughly)\s+)?"
 _NUMBER = r"(?P<number>-?\d+(?:[.,]\d+)?)"
 _UNIT = rf"(?P<unit>{'|'.join(UNITS)})(?![\w³^])"
@@ -101,6 +102,10 @@ def parse_threshold(text: str) -> Threshold | None:
     for op, words in BEFORE.items():
         if match := re.search(rf"(?:{words})\s*{_FILLER}{_NUMBER}\s*-?{_UNIT}", text, re.IGNORECASE):
             return _threshold(op, match, text)
+    if _HU.search(text):  # "a mean HU above 40"
+        for op, words in BEFORE.items():
+            if match := re.search(rf"(?:{words})\s*{_FILLER}{_NUMBER}(?=\W*$)", text, re.IGNORECASE):
+                return Threshold(ATTRIBUTES["HU"], op, _in_base(match["number"], "hu"), "HU")
     for op, words in AFTER.items():
         if match := re.search(rf"(?<![\w.,]){_NUMBER}\s*-?{_UNIT}\s+(?:{words})\b", text, re.IGNORECASE):
             return _threshold(op, match, text)

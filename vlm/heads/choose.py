@@ -13,7 +13,9 @@ from vlm.facts import UNITS
 from vlm.grounding import find_mentions
 from vlm.heads.reading import Reading, evidence
 
-_A_NUMBER = re.compile(r"(-?\d+(?:[.,]\d+)?)\s*(mm3|cm3|mm2|cm2|mm|cm|ml|cc|hu|litre|l|%)?(?![a-z])")
+_A_NUMBER = re.compile(
+    r"((?<![\d\w])-?\d+(?:[.,]\d+)?|(?<=-)\d+(?:[.,]\d+)?)\s*(mm3|cm3|mm2|cm2|mm|cm|ml|cc|hu|litre|l|%)?(?![a-z])"
+)
 _YES_OR_NO = re.compile(r"\W*(?:[a-d1-9]\W+)?(?:yes|no|true|false)\W*")  # also "(A) yes"
 _SAME = {
     "yes": ("yes", "present", "true", "visible", "positive"),
@@ -69,7 +71,8 @@ def match_number(value: float, unit: str | None, options: tuple[str, ...]) -> st
         numbers = [(float(n.replace(",", ".")), u) for n, u in _A_NUMBER.findall(plain)]
         if not numbers:
             continue
-        scaled = [n * _factor(u, unit) for n, u in numbers]
+        last = next((u for _, u in reversed(numbers) if u), "")  # "5-10 cm"
+        scaled = [n * _factor(u or last, unit) for n, u in numbers]
         if len(scaled) == 2 and re.search(r"\d\s*\D{0,6}(?:-|–|to|and)\s*\d", plain):
             holds = min(scaled) <= value <= max(scaled)
         elif limit and limit.op != "=" and len(scaled) == 1:

@@ -64,6 +64,10 @@ def _sized(reading: Reading, limit: Threshold, kept: list[Instance], judged: lis
     what, unit = SHOWN[limit.attribute]
     which = "the" if len(judged) == 1 else f"of {len(judged)} the {'largest' if limit.op[0] == '>' else 'smallest'}"
     answer = "yes" if kept else "no"
+    if len(judged) > 1 and _ALL.search(reading.question.question.lower()):
+        answer = "yes" if len(kept) == len(judged) else "no"
+        extreme = (min if limit.op[0] == ">" else max)(judged, key=lambda instance: sizes[instance.id])
+        which = f"of {len(judged)} the {'smallest' if limit.op[0] == '>' else 'largest'}"
     text = f"{answer.capitalize()}, {which} {display(extreme.label)} has a {what} of {shown(sizes[extreme.id])} {unit}."
     used = kept or [extreme]
     return choose(reading, answer, text, used, reading.confidence(used))
@@ -279,7 +283,10 @@ def _missing(reading: Reading) -> dict[str, Any]:
 _A_SCAN = {"CT": "a CT", "MR": "an MR"}
 _BURDEN = re.compile(r"\b(?:tumou?r|lesion|disease) burden\b|per ?cent|%|\bproportion|\brelative")
 _MOST = re.compile(r"\b(?:most|more|higher|highest|greater|greatest|larger|largest)\b")
-_ORDERED = re.compile(r"\b(?:rank|order\w*|sort\w*|ascending|descending)\b")
+_ORDERED = re.compile(
+    r"\b(?:rank|order\w*|sort\w*|arrange\w*|ascending|descending|increasing|decreasing|(?:small|larg|bigg)est to)\b"
+)
+_ALL = re.compile(r"\b(?:all|every|each|both)\b")
 MISSING = re.compile(
     r"\b(?:missing|absent|lacking|not (?:\w+ )?(?:visible|present|seen|shown|there|in view|found|included|depicted))\b"
 )

@@ -13,6 +13,7 @@ from seg_backbone.lesions import Instance
 from vlm.claims import asks_for_signed
 from vlm.data.wordings import enumerate_things
 from vlm.facts import FACTS, UNITS, asked_unit
+from vlm.grounding import find_mentions
 from vlm.heads.counting import plural
 from vlm.heads.reading import Reading, evidence, none_found, shown
 from vlm.wholes import OF_THE_LARGEST, Whole, pieces_of, whole
@@ -50,6 +51,7 @@ _CALLED = {  # fact of one instance -> what it is called where that of several i
     "volume": "volume",
     "intensity": "mean attenuation",
 }
+_OF_WHAT = re.compile(r"(?:per ?cent(?:age)?|%|fraction|share|proportion) of (?P<whole>.*)")
 _AVERAGE = re.compile(r"\b(?:mean|average|averaged)\b")
 _SUM = re.compile(r"\b(?:sum|total|combined|together|added|altogether)\b")
 _BOTH = re.compile(r"\b(?:both|all|combined|together|overall)\b")
@@ -79,7 +81,13 @@ def _of_one(reading: Reading) -> Measured | None:
     attribute = FACTS[reading.fact].attribute
     assert attribute is not None, "a fact without a measure of its own holds it in an attribute"
     how = joined(reading.fact, reading.question.question)
-    several = reading.structures() if how else []
+    several = reading.structures()
+    if (
+        reading.fact == "intensity"
+        and len({i.label for i in several}) > 1
+        and not any(is_lesion(i.label) for i in several)
+    ):
+        how = "mean"  # of a left lung in lobes
     if how and len(several) > 1:
         return _of_several(reading, several, attribute, how)
     instance = reading.one()
@@ -175,7 +183,8 @@ def _of_pair(
 
 def _share(reading: Reading) -> Measured | None:
     """Lesions: their part of the organ and themselves together (a mask of an organ leaves out its lesions). Else: the
-    volume of the smaller structure in per cent of the larger one's, whatever the order of the words."""
+    volume of the smaller structure in per cent of the larger one's, unless the words say of which one.
+    """
     chosen = reading.selected()
     lesions = [i for i in chosen if is_lesion(i.label)]
     if lesions and (others := [i for i in chosen if not is_lesion(i.label)]):
@@ -183,12 +192,24 @@ def _share(reading: Reading) -> Measured | None:
         names = {"a": display(lesions[0].label), "b": enumerate_things(dict.fromkeys(display(i.label) for i in others))}
     elif pair := reading.pair():
         small, large = sorted(pair, key=lambda i: i.volume_ml)
+        if said := _OF_WHAT.search(reading.question.question.lower()):  # "what per cent of the liver is the spleen?"
+            whole_of = find_mentions(said["whole"], tuple(i.label for i in pair)).classes[:1]
+            small, large = sorted(pair, key=lambda i: i.label in whole_of) if whole_of else (small, large)
         part, around = [small], [large]
         names = {"a": _name(reading, small), "b": _name(reading, large)}
     else:
-        return None
+        return _none_in(reading, chosen)
     value = 100 * _volume(part) / _volume(around)
     return Measured(value, list({i.id: i for i in (*part, *around)}.values()), names)
+
+
+def _none_in(reading: Reading, organs: list[Instance]) -> Measured | None:
+    """0 % where it is asked which part of organs lesions are that lie elsewhere."""
+    lesions = [name for name in reading.mention.classes if is_lesion(name)]
+    if not lesions or not organs or not any(is_lesion(i.label) for i in reading.scene.instances):
+        return None
+    where = enumerate_things(dict.fromkeys(display(i.label) for i in organs))
+    return Measured(0.0, organs, {"a": display(lesions[0]), "b": where}, "No {a} lies in the {b}: {value}.")
 
 
 def _total_volume(reading: Reading) -> Measured | None:

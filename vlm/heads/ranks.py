@@ -16,8 +16,9 @@ from vlm.heads.reading import Reading
 _DENSITY = r"(?:mean )?(?:hu|density|attenuation|intensity|signal)"
 _MOST = {  # field of an instance -> the words for most and for least of it
     "volume_ml": (
-        r"(?:largest|highest|greatest|most) volume|largest|biggest|greatest|bulkiest|most voluminous",
-        r"(?:smallest|lowest|least) volume|smallest|tiniest|least voluminous",
+        r"(?:largest|highest|greatest|most) volume|largest|biggest|greatest|bulkiest|most (?:voluminous|siz(?:e)?able)",
+        r"(?:smallest|lowest|least) volume|smallest(?: volume)?|tiniest|littlest|least (?:voluminous|siz(?:e)?able)"
+        r"|most diminutive",
     ),
     "diameter_3d_mm": (r"longest", r"shortest"),
     "craniocaudal_mm": (r"tallest", r"flattest"),
@@ -48,7 +49,7 @@ _ANY = r"\b(?P<any>(?:organ|structure|thing|object|segment|label)s?)\b"
 _BETWEEN = r"(?:(?:visible|segmented|labell?ed|measured|anatomical|single|known|shown) )*"
 _ASKS = re.compile(r"\b(?:which|what|whats|name|identify|tell me|show|find|give)\b")
 _ENDS = re.compile(r"\s*(?:$|(?:of|in|on|among|here|by|visible|seen|overall|one)\b)")
-_INDEX = "main|dominant|index|"
+_INDEX = "main|dominant|"
 _MEASURED = re.compile(
     r"\b(?:diameters?|ax[ie]s|size|extents?|lengths?|dimensions?|widths?|heights?|volumes?|slices?|sections?|measures?|"
     r"measurements?|parts?|distances?|points?|lines?|areas?|portions?)\b"
@@ -89,8 +90,8 @@ def parse_rank(text: str, named: int = 0) -> Rank | None:
             thing = re.match(rf" {_BETWEEN}{_ANY}", after)
             if thing:
                 after = after[thing.end() :]
-            elif asked and _ENDS.match(after):
-                thing = re.search(_ANY, before)
+            elif _ENDS.match(after):
+                thing = re.search(_ANY, before if asked else after) if asked or not before.strip() else None
             if thing or (asked and named > 1 and _ENDS.match(after)):
                 asks = not _PROPERTY.search(before + after) and bool(asked or not before.strip(" the"))
                 organs = thing is not None and thing["any"].startswith("organ")
@@ -131,7 +132,8 @@ def parse_lesion_ranks(text: str) -> list[LesionRank]:
 
 def _lesion_rank(line: str, match: re.Match[str], attribute: str, low: bool) -> LesionRank | None:
     before, after = line[: match.start()].split(), line[match.end() :].split()
-    behind = next((n for n, word in enumerate(after[:6]) if _names_lesion(word)), None)
+    ahead = range(len(after[:6]))
+    behind = next((n for n in ahead if any(_names_lesion(" ".join(after[n : n + many])) for many in (1, 2))), None)
     if behind is None and (after or not _ASKS.search(line)):
         return None
     between = after[: behind or 0]
@@ -139,11 +141,12 @@ def _lesion_rank(line: str, match: re.Match[str], attribute: str, low: bool) -> 
         return None
     number = next((NUMBERS[word] for word in (*before[-1:], *between[:1]) if word in NUMBERS), 1)
     place = PLACES.get(before[-1], 1) if before else 1
+    place = 2 if before[-1:] == ["next"] or before[-2:] == ["next", "to"] else place
     return LesionRank("long_axis_mm" if attribute == "diameter_3d_mm" else attribute, low, place, number)
 
 
-def _names_lesion(word: str) -> bool:
-    mention = find_mentions(word, ())
+def _names_lesion(words: str) -> bool:
+    mention = find_mentions(words, ())
     return mention.lesions or any(map(is_finding, mention.others))
 
 

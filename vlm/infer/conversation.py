@@ -210,6 +210,9 @@ class Conversation:
             focus = Focus(reading.fact, (before[0].id,))  # "is it cystic?"
             answer, reading = self.engine.reply(self.scan, self._question(text), focus)
         subject, mention = _in_evidence(answer, self.scan.scene), reading.mention
+        if answer.abstained and not subject:
+            subject = tuple(i for i in self.scan.scene.instances if i.label in mention.classes)
+            subject = subject if len(subject) <= MOST_NAMED else ()
         named = [instance.label for instance in subject] or [*mention.classes, *mention.others]
         named = named or ([LESION] if mention.lesions else [])
         target: tuple[Instance, ...] = ()
@@ -385,6 +388,9 @@ class _Said:
 def _parse(text: str, before: Turn) -> _Said:
     """The parts of a line. before: the turn whose fact an ellipsis goes on with."""
     line = " " + re.sub(LEAD, "", re.sub(r"[^a-z0-9%]+", " ", text.lower()).strip() + " ")
+    if before.subject:
+        place = ORDINALS.get(before.subject[0].rank + 1, "last")
+        line = re.sub(r" next (?:largest|biggest)(?= )", f" {place}", line)
     threshold = parse_threshold(text)
     if threshold:
         line = _without(SIZES, line)

@@ -10,7 +10,8 @@ import yaml
 
 # Patterns over lower-case text in which everything but letters, digits and % is a space.
 FACT_WORDS = {  # tried in this order
-    "gap": r"gap|(?:shortest|smallest|minimal|minimum|surface) distance",
+    "gap": r"gap|at (?:their|its|the) (?:closest|nearest)(?: points?)?|edge to edge|surface to surface"
+    r"|(?:closest|nearest) (?:edges?|points?|surfaces?)|(?:shortest|smallest|minimal|minimum|surface) distance",
     "denser": r"denser(?= than )|which (?:one |of them |of the two |of these )?is (?:the )?denser(?: one)?",
     "distance": r"how (?:far|close|near)(?: apart| away)?|distance|far apart",
     "volume_difference": r"(?:by )?how much (?:larger|bigger|smaller|greater)|by how much"

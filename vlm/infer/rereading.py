@@ -14,7 +14,7 @@ import numpy as np
 
 from seg_backbone.labels import is_lesion
 from seg_backbone.lesions import Instance
-from vlm.claims import claimed, is_claim
+from vlm.claims import claimed, counted, is_claim
 from vlm.data.threshold import Threshold
 from vlm.facts import FACTS, SAID, facts_of
 from vlm.grounding import split_side
@@ -39,11 +39,16 @@ _CHOOSES = re.compile(  # words that choose among several of one name; "larger t
 )
 _IN_3D = re.compile(
     r"3-? ?d|three|dimension|direction|plane|spa[ct]|feret|chord|point|oblique|calip|orient|far|distan|line|extrem"
-    r"|remote|tilt|rod|whichever|voxel|overall|true"
+    r"|remote|tilt|rod|multi|restrict|whichever|voxel|overall|true"
 )
 TOUCHES = re.compile(r" (?:touch\w*|abut\w*|adjacent|contiguous|in contact|border(?:s|ing)?|adjoin\w*) ")
 _AWAY = re.compile(r" (?:from|apart|away|within|between) ")
-_DENSITY = re.compile(r" (?:\w*dens\w*|hu|attenuat\w*|bright\w*|dark\w*|intens\w*|signal) ")
+_ASKED = re.compile(r" (?:is|are|was|were|does|do|lies|can|would) ")
+_SIZE = re.compile(r" (?:bulkier|bulky|bigger|larger|smaller|sizes?|volumes?) ")
+_DENSITY = re.compile(
+    r" (?:\w*dens\w*|hu|attenuat\w*|b[ri]+ght\w*|dark\w*|light\w*|whit\w*|gr[ae]y|intens\w*|signals?"
+    r"|hounsfield|ct (?:numbers?|values?)|\w*lucent|\w*opaque|contrast) "
+)
 _SAME_SIZE = re.compile(r" (?:same|equal\w*|similar|alike|symmetr\w*|different|unequal) ")
 _TIME = re.compile(r" how long (?:has|have|had|did|will|would|until|ago|before|after|to live|since) ")
 
@@ -89,8 +94,11 @@ def _fact(reading: Reading, off_topic: float, allowed: tuple[str, ...]) -> str:
     plain = pairs if len(labels) == 2 and pairs else singles if len(labels) < 2 else None
     away = reading.threshold and _AWAY.search(line) and fact not in MEASURED
     wanted = _plainly(reading, line, labels) or fact
+    sized = reading.threshold is not None and is_claim(text) and _ends(labels) == 1
     if wanted != fact:
         pass
+    elif sized and reading.threshold and reading.threshold.unit == "HU" and not any(map(is_lesion, labels[1:])):
+        wanted = "intensity"
     elif rank and rank.asks:
         wanted = "denser" if rank.attribute == "intensity_mean" else "larger"
     elif (fact == "diameter_3d" and not _IN_3D.search(line)) or (
@@ -99,7 +107,7 @@ def _fact(reading: Reading, off_topic: float, allowed: tuple[str, ...]) -> str:
         wanted = "long_axis"
     elif is_claim(text) and _ends(labels) == 2 and (TOUCHES.search(line) or away):
         wanted = "gap"
-    elif fact == "denser" and compared_by(text) != "volume_ml" and not _DENSITY.search(line):
+    elif fact == "denser" and (compared_by(text) != "volume_ml" or _SIZE.search(line)) and not _DENSITY.search(line):
         wanted = "larger"
     elif len(labels) == 2 and " minus " in line and fact not in ("volume_difference", "intensity_difference"):
         wanted = "volume_difference" if re.search(r" (?:volume|size|ml|cc) ", line) else "intensity_difference"
@@ -110,15 +118,10 @@ def _fact(reading: Reading, off_topic: float, allowed: tuple[str, ...]) -> str:
         _SAME_SIZE.search(line) and is_claim(text) and len(labels) == 2 and len({split_side(n)[0] for n in labels}) == 1
     ):
         wanted = "asymmetric"
-    elif fact in ("box", "presence") and len(labels) == 1 and _is_on_a_side(reading):
+    elif (fact == "presence" or (fact == "box" and _ASKED.match(line))) and len(labels) == 1 and _is_on_a_side(reading):
         wanted = "side"
-    elif (
-        reading.threshold
-        and is_claim(text)
-        and len(labels) == 1
-        and fact in ("presence", "larger", "volume_difference")
-    ):
-        fits = singles and FACTS[singles].unit == reading.threshold.unit
+    elif sized and (fact in ("presence", "larger", "volume_difference") or reading.fact_probability < UNSURE):
+        fits = singles and reading.threshold and FACTS[singles].unit == reading.threshold.unit and len(labels) == 1
         wanted = singles if singles and fits else "presence"
     elif off_topic >= OFF_TOPIC:
         about = bool(labels) or (is_bare(text) and bool(reading.scene.instances))
@@ -152,6 +155,8 @@ def _plainly(reading: Reading, line: str, labels: list[str]) -> str | None:
         return None if fact.startswith("count") else "count"
     if says("describe", line) and fact_in(text, MEASURED) is None and fact_in(text, ("side", "box")) is None:
         return "findings" if mention.classes or region_in(text) else None
+    if says("shows", line) and (region_in(text) or labels) and fact in ("region", "contents", "presence"):
+        return "findings"
     if lesions and mention.places and says("holder", line) and fact not in ("count", "share", *MEASURED):
         return "most_affected"
     if NEARER.search(text.lower()) and ends == 3:
@@ -160,12 +165,33 @@ def _plainly(reading: Reading, line: str, labels: list[str]) -> str | None:
         return "neighbours"
     if says("by_size", line) and not lesions:
         return "contents"
-    if ends == 2 and way_in(text) and not (fact_in(text, MEASURED) or _DENSITY.search(line) or reading.threshold):
+    if (
+        ends == 2
+        and way_in(text)
+        and FACTS[fact].kind != "measurement"
+        and not (fact_in(text, MEASURED) or _DENSITY.search(line) or reading.threshold)
+    ):
         return "position" if claim or re.search(r" (?:which|what) ", line) else None
-    if ends == 2 and says("ratio", line) and not _DENSITY.search(line) and fact != "share":
+    by_size = _SIZE.search(line) is not None or fact == "volume"
+    relative = says("ratio", line) or (fact == "volume" and " relative to " in line)
+    if ends == 2 and relative and by_size and not _DENSITY.search(line) and fact != "share":
         return "volume_ratio"
-    if ends == 1 and says("three_extents", line) and fact in MEASURED:
+    if ends == 1 and says("three_extents", line) and fact in MEASURED and fact != "diameter_3d":
         return "box"
+    if lesions and ends == 1 and not mention.places and fact == "share":  # "the tumour burden"
+        return "total_volume"
+    if lesions and fact == "fatty":  # "hepatic lesions"
+        return "presence"
+    if fact == "multiplicity" and claim and re.search(r" any ", line) and counted(text, 1) is None:
+        return "presence"
+    if fact == "surface_area" and not says("surface", line):
+        return "long_axis"
+    if fact in ("distance", "box") and ends == 2 and fact_in(text, ("gap",)):
+        return "gap"
+    organs = [name for name in labels if not is_lesion(name)]
+    together = len(organs) > 1 or (organs and says("including", line))  # "of the left lung" in lobes
+    if fact == "volume" and together and not (reading.threshold or joined(fact, text) == "mean"):
+        return "total_volume"
     if fact == "total_volume" and joined("volume", text) == "mean":
         return "volume"
     if (
@@ -203,7 +229,7 @@ def _selection(reading: Reading) -> np.ndarray:
     if rank and not rank.asks:
         order = ranked(reading, rank)
         return _only(reading, order[rank.place - 1][1][:1] if len(order) >= rank.place else [])
-    if len(labels) > 1 and joined(fact, text):
+    if len(labels) > 1 and (joined(fact, text) or (fact == "intensity" and not _CHOOSES.search(plain_line(text)))):
         return _only(reading, [i for i in instances if i.label in labels])
     if fact == "nearer" or (fact == "contents" and labels and says("by_size", plain_line(text))):
         return _only(reading, [i for i in instances if i.label in labels])
@@ -256,19 +282,27 @@ def _lesions(reading: Reading) -> list[Instance]:
     ):  # "the liver lesion against the liver", "% of the liver"
         organs = [i for i in reading.scene.instances if i.label in mention.places]
     if ranks:
-        kept = [i for i in there if reading.threshold is None or reading.threshold.keeps(i)]
+        limit = (
+            None if is_claim(text) else reading.threshold
+        )  # "is the largest tumour above 5 cm?" is about the largest
+        kept = [i for i in there if limit is None or limit.keeps(i)]
         there = list({i.id: i for rank in ranks for i in rank.of(kept)}.values())
     elif _CHOOSES.search(plain_line(text)):
         return []
-    elif fact == "share":
+    elif takes in ("one", "pair") and len(there) > 1 and fact not in ("gap", "share") and not joined(fact, text):
+        sure = dict(zip((i.id for i in reading.scene.instances), reading.selection, strict=True))
+        if len({i.id for i in there if sure[i.id] >= SELECT}) == 1:  # the pointer knows which
+            return []
+    elif fact in ("share", "total_volume") and organs:
         labels = {i.label for i in organs}
-        there = [i for i in there if (home := reading.home(i)) and home.label in labels] or there
+        inside = [i for i in there if (home := reading.home(i)) and home.label in labels]
+        there = inside if fact == "share" or inside else there
     if takes == "pair" and organs and there:
         ends = [_likeliest(reading, [i for i in organs if i.label == label]) for label in {i.label for i in organs}]
         if fact == "gap":
             return [min(there, key=lambda i: reading.scene.relations.gap_mm(i, ends[0])), *ends]
         return [max(there, key=lambda i: i.volume_ml), *ends]
-    return [*there, *organs] if there else []
+    return [*there, *organs] if there or fact == "share" else []
 
 
 def _labels(reading: Reading) -> list[str]:

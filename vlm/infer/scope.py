@@ -40,13 +40,17 @@ NOT_SEEN = re.compile(  # of the scan and the patient what no voxel or mask tell
     r"radiation dose|plane|reconstruction kernel|supine|prone|fasted|pregnan\w*)\b"
 )
 SCAN_KIND = re.compile(r"\b(?:ct|mri?|modality)\b.* or .*\b(?:ct|mri?)\b|hounsfield")
+_IN_BETWEEN = re.compile(
+    r"\bwhat(?:'?s| structures?| organs?)?(?: (?:is|are|lies?))? (?:between|(?:directly |just |right )?(?:above|below"
+    r"|beneath|under|behind|in front of|(?:anterior|posterior|superior|inferior|cranial|caudal) to))\b"
+)
 MODALITY = re.compile(
     r"\b(?:modalit\w*|techni\w*|cts?|mris?|mr|mra|tomogra\w*|resonance|magnet\w*|x-?rays?|scanner|scan|scanned|imag\w*|exam\w*|study"
     r"|acqui\w*|hounsfield|voxels?|machine|dicom|radiograph\w*|pet|ultrasound|method|device|picture\w*|volume|series|data\w*|file)\b"
 )
 RATIO = re.compile(r"\b(?:ratio|quotient|times|\w*fold|factor)\b")
 DENSITY = re.compile(
-    r"\b(?:\w*dens\w*|hu|hounsfield|attenuat\w*|bright\w*|dark\w*|intens\w*|signal|gr[ae]y|enhanc\w*)\b"
+    r"\b(?:\w*dens\w*|hu|hounsfield|attenuat\w*|bright\w*|dark\w*|intens\w*|signals?|gr[ae]y|enhanc\w*|ct n\w+)\b"
 )
 OTHER_MEASURES = re.compile(  # what people ask for and no fact measures
     r"\b(?:(?:min(?:imum|imal)?|max(?:imum|imal)?|median|peak|modal) (?:hu|hounsfield|density|intensity|attenuation"
@@ -94,6 +98,8 @@ def refusal(scene: Scene, mention: Mention, fact: str, off_topic: float, given: 
     missing = unknown(scene, mention)
     if FACTS[fact].takes == "scan" or not missing:
         return None
+    if LESION in missing and mention.places and FACTS[fact].kind == "measurement":  # "size of the pancreatic lesion"
+        return _why(scene, mention, missing, given)
     if set(mention.classes) <= set(scene.untrained) or (mention.elsewhere and not given):
         return _why(scene, mention, missing, given)
     if fact in ("nearest", "most_affected"):  # "in which lobe of the liver?"
@@ -166,8 +172,8 @@ def unmeasured(reading: Reading) -> str | None:
     things |= {LESION} if mention.lesions or any(map(is_lesion, mention.classes)) else set()
     if fact == "presence" and len(things) > 1 and is_claim(text) and RELATION.search(text):
         return "whether structures grow into or press on each other is not told, only how they lie and how far apart"
-    if re.search(r"\bwhat(?: structures?| organs?)? (?:is|are|lies?) between\b", text):
-        return "what lies between structures is not told, only how far apart they are"
+    if _IN_BETWEEN.search(text):
+        return "what lies between structures or on one side of them is not told, only how two of them lie"
     state = STATE.search(text)
     by_size = fact == "enlarged" and state is not None and state[1].endswith("normal") and SIZE.search(text)
     if state is None or by_size or fact in JUDGED or FACTS[fact].kind not in ("classification", "detection"):
