@@ -74,12 +74,14 @@ _NEGATIVE = {  # of a fact: what says the opposite of it, and what makes that ha
         None,
     ),
 }
-_LESS = r"(?:smaller|less|lower|tinier|shorter|thinner|narrower|lighter|outsized by|exceeded by)"
+_LESS = r"(?:smaller|less|lower|tinier|shorter|thinner|narrower|lighter|outsized by|exceeded by|below that)"
 _LESS_DENSE = (
     r"(?:darker|less (?:dense|bright|attenuating|intense)|lower (?:in )?(?:density|hu|attenuation|intensity|signal)"
-    r"|hypo\w+)"
+    r"|hypo\w+|below that)"
 )
-_COMPARED = re.compile(r"\b(?:than|as|exceeds?|outsizes?|outweighs?|compared (?:with|to)|relative to)\b|[<>]")
+_COMPARED = re.compile(
+    r"\b(?:than|as|above that|below that|exceeds?|outsizes?|outweighs?|compared (?:with|to)|relative to)\b|[<>]"
+)
 _WORDS = {  # fact -> value -> how it is said
     "side": {
         "left": r"left(?:-?sided)?|sinister",

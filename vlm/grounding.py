@@ -472,7 +472,7 @@ def _known(classes: tuple[str, ...]) -> _Known:
     for whole, parts in _table()["wholes"].items():
         members.setdefault(whole, [pair for part in parts for pair in members.get(part, ())])
     for family, (structure, numbers) in _table()["families"].items():
-        members[family] = [pair for pair in members.get(structure, ()) if re.search(rf"_{numbers}$", pair[0])]
+        members[family] = [pair for pair in members.get(structure, ()) if re.search(rf"_{numbers}$", pair[0].lower())]
     own = _long(" ".join(classes).replace("_", " "))
     return _Known(members, trie, compounds, _vocabulary() if own <= _vocabulary() else _vocabulary() | own)
 

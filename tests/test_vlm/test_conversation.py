@@ -17,7 +17,7 @@ from vlm.cli import app
 from vlm.data.wordings import enumerate_things, placeholders, read_wordings
 from vlm.facts import FACTS, NAMES
 from vlm.heads.reading import Focus
-from vlm.infer.conversation import ASK, PAIRS, Conversation, Turn, name_in, resolve
+from vlm.infer.conversation import ASK, PAIRS, Conversation, Turn, in_full, name_in, resolve
 from vlm.infer.engine import Engine, Scan
 from vlm.scene import Scene
 from vlm.schema import Answer, Question
@@ -310,3 +310,26 @@ def test_what_was_not_found_is_still_what_the_talk_is_about(engine: Engine, scan
     first = talk.ask("Is there a tumour?")
     assert first.abstained and first.reason == "the given labels do not name any lesion"
     assert talk.ask("and its volume?").reason == first.reason, "not that of another structure"
+
+
+def test_pronouns_of_other_questions_are_said_in_full(scan: Scan) -> None:
+    scene = scan.scene
+    left = [turn(scene, "volume", LEFT)]
+    assert in_full("does it hold a lesion?", left, scene) == "does the left parotid gland hold a lesion?"
+    assert in_full("Is that enlarged?", left, scene) == "Is the left parotid gland enlarged?"
+    assert in_full("its T stage?", left, scene) == "the left parotid gland's T stage?"
+    both = [*left, turn(scene, "volume", LARGE)]
+    two = "the left parotid gland and the largest tumour"
+    assert in_full("How far are they from each other?", both, scene).strip() == f"How far are {two} ?"
+    assert in_full("compare the two", both, scene) == f"compare {two}"
+    assert in_full("what is their total volume?", both, scene) == f"what is the total volume of {two}?"
+    assert in_full("Is the larynx visible?", both, scene) == "Is the larynx visible?"
+    assert in_full("does it hold a lesion?", [], scene) == "does it hold a lesion?", "nothing was spoken of"
+
+
+def test_the_last_answer_again_in_another_unit(engine: Engine, scan: Scan) -> None:
+    talk = Conversation(Oracle(engine, {"How long?": ("long_axis", (LARGE,))}), scan)
+    length = talk.ask("How long?").value
+    for line in ("convert that to cm", "and in cm?", "what is that in centimetres?"):
+        answer = talk.ask(line)
+        assert answer.unit == "cm" and answer.value == pytest.approx(length / 10, abs=1e-3), line

@@ -46,6 +46,11 @@ _WORDS = {  # unit -> attribute -> the words that say it is compared; the attrib
     }
 }
 _HU = re.compile(r"\b(?:hu|hounsfield|attenuation|density)\b", re.IGNORECASE)
+_AFTER_UNIT = {  # attribute -> what follows the unit: "10 cm wide"
+    "craniocaudal_mm": r"tall|high|in height",
+    "transverse_mm": r"wide|broad|in width",
+    "anteroposterior_mm": r"deep|in depth",
+}
 _FILLER = r"(?:(?:about|approximately|roughly)\s+)?"
 _NUMBER = r"(?P<number>-?\d+(?:[.,]\d+)?)"
 _UNIT = rf"(?P<unit>{'|'.join(UNITS)})(?![\w³^])"
@@ -114,6 +119,10 @@ def parse_threshold(text: str) -> Threshold | None:
 
 def _threshold(op: str, match: re.Match[str], text: str) -> Threshold:
     _, unit = _unit(match["unit"])
+    after = text[match.end() :]
+    for name, words in _AFTER_UNIT.items():
+        if unit == "mm" and re.match(rf"\s*(?:{words})\b", after, re.IGNORECASE):
+            return Threshold(name, op, _in_base(match["number"], match["unit"]), unit)
     said = (name for name, words in _WORDS.get(unit, {}).items() if re.search(words, text, re.IGNORECASE))
     return Threshold(next(said, ATTRIBUTES[unit]), op, _in_base(match["number"], match["unit"]), unit)
 

@@ -256,13 +256,15 @@ def _contents(reading: Reading) -> dict[str, Any]:
     if options:
         labels = [label for label in labels if match_option(label, options)]
     line, listed = reading.question.question.lower(), "In view"
-    sizes = {i.label: i.volume_ml for i in reading.structures()}
+    dense = re.search(r"\b(?:density|attenuation|hu)\b", line)
+    what, unit = SHOWN["intensity_mean" if dense else "volume_ml"]
+    sizes = {i.label: (i.intensity_mean or 0.0) if dense else i.volume_ml for i in reading.structures()}
     if ordered := _ORDERED.search(line) is not None:
         rising = re.search(r"\b(?:ascending|increasing|smallest (?:first|to)|from small)\b", line)
         labels.sort(key=lambda label: sizes[label] * (1 if rising else -1))
-        listed = "By volume"
+        listed = f"By {what}"
     names = tuple((match_option(label, options) or "") if options else display(label) for label in labels)
-    shown_names = [f"{display(n)} {sizes[n]:.1f} ml" for n in labels] if ordered else names
+    shown_names = [f"{display(n)} {sizes[n]:.1f} {unit}" for n in labels] if ordered else names
     text = f"{listed}: {', '.join(shown_names)}." if names else "None of them was found."
     chosen = [i for i in reading.selected() if i.label in labels]
     return {"text": text, "choices": names, "evidence": evidence(chosen), "confidence": reading.confidence(chosen)}

@@ -50,6 +50,7 @@ _BETWEEN = r"(?:(?:visible|segmented|labell?ed|measured|anatomical|single|known|
 _ASKS = re.compile(r"\b(?:which|what|whats|name|identify|tell me|show|find|give)\b")
 _ENDS = re.compile(r"\s*(?:$|(?:of|in|on|among|here|by|visible|seen|overall|one)\b)")
 _INDEX = "main|dominant|"
+_SIMPLY = re.compile(r"(?:which|whats?)(?: (?:is|s))?(?: the)? ")
 _MEASURED = re.compile(
     r"\b(?:diameters?|ax[ie]s|size|extents?|lengths?|dimensions?|widths?|heights?|volumes?|slices?|sections?|measures?|"
     r"measurements?|parts?|distances?|points?|lines?|areas?|portions?)\b"
@@ -92,7 +93,10 @@ def parse_rank(text: str, named: int = 0) -> Rank | None:
                 after = after[thing.end() :]
             elif _ENDS.match(after):
                 thing = re.search(_ANY, before if asked else after) if asked or not before.strip() else None
-            if thing or (asked and named > 1 and _ENDS.match(after)):
+            family = (
+                len(after.split()) == 1 and _SIMPLY.fullmatch(before) is not None
+            )  # "what is the largest vertebra?"
+            if thing or (asked and named > 1 and (_ENDS.match(after) or family)):
                 asks = not _PROPERTY.search(before + after) and bool(asked or not before.strip(" the"))
                 organs = thing is not None and thing["any"].startswith("organ")
                 return Rank(attribute, bool(low), PLACES.get(match["place"], 1), organs, asks)

@@ -146,7 +146,7 @@ def _plainly(reading: Reading, line: str, labels: list[str]) -> str | None:
     claim, named = is_claim(text), bool(mention.classes or mention.others or mention.lesions)
     if not named and says("slices", line):
         return "slices"
-    if not named and fact not in ("region", "contents") and not claim:
+    if not named and not _ASKED.match(line):
         if says("voxel_size", line):
             return "voxel_size"
         if says("field_of_view", line):
@@ -161,7 +161,7 @@ def _plainly(reading: Reading, line: str, labels: list[str]) -> str | None:
         return "most_affected"
     if NEARER.search(text.lower()) and ends == 3:
         return "nearer"
-    if ends == 1 and says("beside", line):
+    if ends == 1 and (says("beside", line) or (not lesions and says("touching", line))):
         return "neighbours"
     if says("by_size", line) and not lesions:
         return "contents"
@@ -173,9 +173,15 @@ def _plainly(reading: Reading, line: str, labels: list[str]) -> str | None:
     ):
         return "position" if claim or re.search(r" (?:which|what) ", line) else None
     by_size = _SIZE.search(line) is not None or fact == "volume"
+    if re.match(r" (?:is|are|does|do) ", line) and ends == 2 and fact.startswith("intensity") and not reading.threshold:
+        return "denser"
+    if fact == "count" and claim and reading.question.type is None and counted(text, 1) is not None:
+        return "presence"  # "are there at least five?"
+    if lesions and ends == 1 and fact in ("larger", "denser") and not claim and parse_lesion_ranks(text):
+        return "box"  # "which lesion is the densest?"
     relative = says("ratio", line) or (fact == "volume" and " relative to " in line)
     if ends == 2 and relative and by_size and not _DENSITY.search(line) and fact != "share":
-        return "volume_ratio"
+        return "share" if lesions and not parse_lesion_ranks(text) else "volume_ratio"
     if ends == 1 and says("three_extents", line) and fact in MEASURED and fact != "diameter_3d":
         return "box"
     if lesions and ends == 1 and not mention.places and fact == "share":  # "the tumour burden"

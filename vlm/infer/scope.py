@@ -44,6 +44,7 @@ _IN_BETWEEN = re.compile(
     r"\bwhat(?:'?s| structures?| organs?)?(?: (?:is|are|lies?))? (?:between|(?:directly |just |right )?(?:above|below"
     r"|beneath|under|behind|in front of|(?:anterior|posterior|superior|inferior|cranial|caudal) to))\b"
 )
+_UNLIKE = re.compile(r"\b(?:larger|bigger|greater|smaller|longer|shorter|wider|taller|denser|heavier) than an? ")
 MODALITY = re.compile(
     r"\b(?:modalit\w*|techni\w*|cts?|mris?|mr|mra|tomogra\w*|resonance|magnet\w*|x-?rays?|scanner|scan|scanned|imag\w*|exam\w*|study"
     r"|acqui\w*|hounsfield|voxels?|machine|dicom|radiograph\w*|pet|ultrasound|method|device|picture\w*|volume|series|data\w*|file)\b"
@@ -162,6 +163,14 @@ def unmeasured(reading: Reading) -> str | None:
         if NOT_SEEN.search(text) and not reading.mention.classes and not SCAN_KIND.search(text):
             return "contrast, sequence, plane, quality and who the patient is are not read off the scan here"
         return None if fact != "modality" or MODALITY.search(text) else "it is not clear what is asked for"
+    if fact in ("count", "slice") and re.search(r"\bhow many (?:axial )?(?:slices|images|sections)\b", text):
+        return "on how many slices something lies is not told, but its extent from top to bottom is"
+    if re.search(
+        r"\bmost (?:inferior|superior|caudal|cranial|anterior|posterior|ventral|dorsal|lateral|medial)\b", text
+    ):
+        return "which structure lies farthest in a direction is not told, only how two of them lie"
+    if fact == "presence" and not reading.threshold and _UNLIKE.search(text):
+        return "it is not clear what it is compared with"
     if fact == "fatty" and not re.search(r"liver|hepat|steato", text):
         return "whether a structure holds fat is told of the liver alone"
     ratio = RATIO.search(text) and not DENSITY.search(text) and FACTS[fact].kind == "measurement"

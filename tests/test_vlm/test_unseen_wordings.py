@@ -1,0 +1,284 @@
+"""What the words of a question say whatever a network makes of it, on an abdomen of several lesions and broken organs.
+
+The reading given is that of a network without a clue: every instance with one probability.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from phantoms import features_of
+
+from seg_backbone.geometry import Grid
+from seg_backbone.lesions import find_instances
+from seg_backbone.volume import Mask, Volume
+from vlm.body import is_cut
+from vlm.data.threshold import Threshold, parse_threshold
+from vlm.facts import FACTS, NAMES, SAID
+from vlm.grounding import find_mentions
+from vlm.heads import decode
+from vlm.heads.choose import match_number
+from vlm.heads.ranks import LesionRank, parse_lesion_ranks
+from vlm.heads.reading import Reading
+from vlm.infer.rereading import reread
+from vlm.infer.scope import refusal, unmeasured
+from vlm.scene import Scene, build_scene, scene_classes
+from vlm.schema import Question
+from vlm.wholes import Whole, pieces_of, whole
+
+BLOCKS = [  # label, index box of 2 mm voxels, HU; a later block lies over an earlier one
+    ("liver", np.s_[34:54, 10:34, 16:36], 60),
+    ("spleen", np.s_[4:12, 20:32, 18:30], 50),
+    ("kidney_left", np.s_[8:16, 6:14, 8:20], 30),
+    ("kidney_right", np.s_[40:48, 2:9, 4:14], 34),
+    ("pancreas", np.s_[20:26, 20:24, 18:22], 40),
+    ("pancreas", np.s_[27:30, 20:24, 18:22], 46),
+    ("vertebrae_L1", np.s_[26:32, 4:10, 20:26], 200),
+    ("vertebrae_L2", np.s_[26:32, 4:10, 12:18], 210),
+    ("vertebrae_T12", np.s_[26:32, 4:10, 28:34], 190),
+    ("liver_tumor", np.s_[36:44, 14:22, 20:28], 40),
+    ("liver_tumor", np.s_[48:52, 14:18, 20:24], 44),
+    ("liver_tumor", np.s_[48:50, 26:28, 30:32], 80),
+    ("kidney_tumor", np.s_[10:13, 8:11, 10:13], 35),
+    ("kidney_cyst", np.s_[42:44, 4:6, 6:8], 5),
+]
+LABELS = {name: n + 1 for n, name in enumerate(dict.fromkeys(name for name, _, _ in BLOCKS))}
+ML = 0.008  # a voxel
+
+
+@pytest.fixture(scope="module")
+def abdomen() -> Scene:
+    grid = Grid((60, 40, 40), np.array([[2.0, 0, 0, -60], [0, 2, 0, -40], [0, 0, 2, -40], [0, 0, 0, 1]]))
+    ids, array = np.zeros(grid.shape, np.uint8), np.full(grid.shape, -1000, np.int16)
+    array[2:58, 1:38] = 0
+    for name, place, value in BLOCKS:
+        ids[place], array[place] = LABELS[name], value
+    volume = Volume(array, grid, "CT", "abdomen")
+    instances = find_instances(Mask(array=ids, grid=grid, labels=LABELS), volume)
+    return build_scene(volume, instances, tuple(LABELS), (), features_of(grid))
+
+
+def read(scene: Scene, text: str, fact: str, **how: Any) -> Reading:
+    mention = find_mentions(text, scene_classes(scene))
+    selection = np.full(len(scene.instances), 0.1)
+    question = Question("q", "scan", text, **how)
+    reading = Reading(question, scene, mention, fact, 0.9, selection, parse_threshold(text))
+    return reread(reading, 0.0, NAMES)[0]
+
+
+def answer(scene: Scene, text: str, fact: str, **how: Any) -> dict[str, Any]:
+    return decode(read(scene, text, fact, **how))
+
+
+# Lesions ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "fact", "value"),
+    [
+        ("How many liver tumours are there?", "count", 3),
+        ("How many kidneys does the patient have?", "off_topic", 2),
+        ("How many lesions, excluding cysts?", "count", 4),
+        ("How many lesions are in the right kidney?", "count", 1),
+        ("How many liver tumours measure between 5 and 12 mm?", "count", 1),
+        ("How many organs have a volume over 70 ml?", "volume", 1),
+        ("What is the volume of the largest hepatic lesion?", "volume", 512 * ML),
+        ("Volume of the second largest liver lesion?", "volume", 64 * ML),
+        ("Volume of the next-to-largest liver tumour?", "volume", 64 * ML),
+        ("HU of the smallest liver tumour?", "intensity", 80.0),
+        ("What is the mean volume of the liver tumours?", "total_volume", (512 + 64 + 8) * ML / 3),
+        ("Combined volume of the liver tumours?", "total_volume", (512 + 64 + 8) * ML),
+        ("What percentage of the left kidney is occupied by tumour?", "share", 100 * 27 / (8 * 8 * 12)),
+        ("What percentage of the spleen is tumour?", "share", 0.0),
+        ("Distance between the two largest liver tumours", "distance", float(np.hypot(10 * 2, np.hypot(4, 4)))),
+        ("How much denser is the liver than the largest liver tumour?", "intensity_difference", 20.0),
+        ("Volume of the left kidney including its tumour", "volume", 8 * 8 * 12 * ML),
+    ],
+)
+def test_values(abdomen: Scene, text: str, fact: str, value: float) -> None:
+    assert answer(abdomen, text, fact)["value"] == pytest.approx(value, abs=1e-3), text
+
+
+@pytest.mark.parametrize(
+    ("text", "fact", "choice"),
+    [
+        ("Which kidney has the tumour?", "larger", "kidney_left"),
+        ("Which kidney contains a cyst?", "presence", "kidney_right"),
+        ("Which organ carries the higher tumour burden, the liver or the left kidney?", "most_affected", "liver"),
+        ("Are all liver tumours smaller than 3 mm?", "presence", "no"),
+        ("Does any liver tumour exceed 1 cm?", "presence", "yes"),
+        ("Is the largest liver tumour above 5 cm?", "presence", "no"),
+        ("Are there at least five liver tumours?", "count", "no"),
+        ("Is the left kidney lower than the right one?", "denser", "no"),
+        ("Is the spleen to the left of the liver?", "presence", "yes"),
+        ("Which kidney lies higher?", "larger", "kidney_left"),
+        ("Is the pancreas closer to the liver than the spleen?", "distance", "yes"),
+        ("Which is farther from the liver: the spleen or the pancreas?", "distance", "spleen"),
+        ("Is the mean density of the spleen above that of the liver?", "intensity", "no"),
+        ("Is the spleen denser than 40 HU?", "denser", "yes"),
+    ],
+)
+def test_choices(abdomen: Scene, text: str, fact: str, choice: str) -> None:
+    assert answer(abdomen, text, fact)["choice"] == choice, text
+
+
+def test_a_lesion_in_an_organ_whose_lesions_no_label_names_is_refused(abdomen: Scene) -> None:
+    for text in ("Does the spleen contain a lesion?", "Is there a lesion in the spleen?"):
+        reading = read(abdomen, text, "presence")
+        assert reading.mention.places == ("spleen",), "the spleen is the place, not what is looked for"
+        assert "in the spleen" in (refusal(abdomen, reading.mention, "volume", 0.0, True) or "")
+
+
+@pytest.mark.parametrize(
+    ("text", "ranks"),
+    [
+        ("the second largest liver lesion", [LesionRank("volume_ml", False, 2, 1)]),
+        ("the two largest tumours", [LesionRank("volume_ml", False, 1, 2)]),
+        (
+            "the largest and the smallest lesion",
+            [LesionRank("volume_ml", False, 1, 1), LesionRank("volume_ml", True, 1, 1)],
+        ),
+        ("the largest diameter of the lesion", []),
+        ("Which lesion is the densest?", [LesionRank("intensity_mean", False, 1, 1)]),
+    ],
+)
+def test_ranks_of_lesions(text: str, ranks: list[LesionRank]) -> None:
+    assert parse_lesion_ranks(text) == ranks
+
+
+# Organs -------------------------------------------------------------------------------------------------------------
+
+
+def test_an_organ_in_pieces_is_measured_whole(abdomen: Scene) -> None:
+    volume = answer(abdomen, "What is the volume of the pancreas?", "volume")
+    assert volume["value"] == pytest.approx((6 + 3) * 16 * ML) and volume["text"].startswith("The pancreas has")
+    assert [item["volume_ml"] for item in volume["evidence"]] == pytest.approx([96 * ML, 48 * ML]), "piece by piece"
+    assert answer(abdomen, "HU of the pancreas?", "intensity")["value"] == pytest.approx(42.0)
+    assert answer(abdomen, "How wide is the pancreas?", "transverse")["value"] == pytest.approx(20.0)
+    reading = read(abdomen, "What is the volume of the largest piece of the pancreas?", "volume")
+    largest = np.array([0.9 if i.label == "pancreas" and i.rank == 1 else 0.1 for i in abdomen.instances])
+    assert decode(replace(reading, selection=largest))["value"] == pytest.approx(96 * ML), "one that the pointer chose"
+
+
+def test_pieces_join_as_their_voxels_do(abdomen: Scene) -> None:
+    first, second = (i for i in abdomen.instances if i.label == "pancreas")
+    both = whole([second, first])
+    assert isinstance(both, Whole) and both.id == first.id and both.voxels == 144
+    values = np.repeat([40.0, 46.0], [96, 48])
+    assert (both.intensity_mean, both.intensity_std) == pytest.approx((values.mean(), values.std()))
+    assert both.center_mm == pytest.approx((96 * np.array(first.center_mm) + 48 * np.array(second.center_mm)) / 144)
+    assert pieces_of([both]) == [first, second] and whole([first]) is first
+
+
+def test_families_of_numbered_labels(abdomen: Scene) -> None:
+    assert answer(abdomen, "How many lumbar vertebrae are visible?", "count")["value"] == 2
+    assert answer(abdomen, "How many vertebrae?", "count")["text"] == "There are 3 vertebrae."
+    assert find_mentions("volume of the L2 vertebra", scene_classes(abdomen)).classes == ("vertebrae_L2",)
+
+
+def test_neighbours_and_order(abdomen: Scene) -> None:
+    beside = answer(abdomen, "Which organs are adjacent to the liver?", "contents")
+    assert beside["choices"] == () and beside["text"] == "No structure touches it."
+    ordered = answer(abdomen, "Rank the spleen, the liver and the pancreas by volume", "total_volume")
+    assert ordered["choices"] == ("liver", "spleen", "pancreas")
+
+
+def test_a_description_is_of_what_is_named(abdomen: Scene) -> None:
+    text = answer(abdomen, "Describe the left kidney.", "findings")["text"]
+    assert "left kidney" in text and "Kidney tumor" in text and "liver" not in text.lower()
+    assert "vertebra" not in answer(abdomen, "Describe the abdomen.", "region")["text"]
+
+
+def test_minus_has_a_sign(abdomen: Scene) -> None:
+    less = answer(abdomen, "Spleen volume minus liver volume", "volume_difference")
+    assert less["value"] < 0 and "minus" in less["text"]
+    assert answer(abdomen, "Difference in volume between spleen and liver", "volume_difference")["value"] > 0
+
+
+# Of the scan --------------------------------------------------------------------------------------------------------
+
+
+def test_what_the_file_says(abdomen: Scene) -> None:
+    assert answer(abdomen, "How many slices does the scan have?", "count")["value"] == 40
+    assert answer(abdomen, "What is the slice thickness?", "volume")["value"] == 2.0
+    assert "120 x 80 x 80 mm" in answer(abdomen, "What is the field of view?", "region")["text"]
+    assert not set(SAID) & set(NAMES) and all(FACTS[name].about for name in SAID), "no network learns them"
+
+
+@pytest.mark.parametrize(
+    ("text", "fact"),
+    [
+        ("Was contrast given?", "modality"),
+        ("Is this a male or a female?", "modality"),
+        ("Is the bladder full?", "presence"),
+        ("Does the tumour invade the spleen?", "presence"),
+        ("Is the spleen larger than a fist?", "presence"),
+        ("What lies directly below the spleen?", "box"),
+        ("On how many slices does the tumour lie? I mean how many slices", "count"),
+    ],
+)
+def test_what_no_mask_tells(abdomen: Scene, text: str, fact: str) -> None:
+    assert unmeasured(read(abdomen, text, fact)), text
+
+
+def test_a_crop_of_a_limb_has_no_midline() -> None:
+    grid = Grid((30, 30, 10), np.diag([3.0, 3, 3, 1]))
+    body = np.full(grid.shape, -1000, np.int16)
+    body[:, 5:25] = 0
+    assert is_cut(Volume(body, grid, "CT", "crop"))
+    x, y = np.meshgrid(np.arange(30) - 14.5, np.arange(30) - 14.5, indexing="ij")
+    round_body = np.where((x**2 + y**2 < 144)[..., None], 0, np.full(grid.shape, -1000)).astype(np.int16)
+    assert not is_cut(Volume(round_body, grid, "CT", "whole"))
+
+
+# Numbers ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("value", "unit", "options", "choice"),
+    [
+        (162.3, "mm", ("3 cm", "16 cm", "30 cm"), "16 cm"),
+        (593.1, "ml", ("A. <50 mL", "B. 50-200 mL", "C. >500 mL"), "C. >500 mL"),
+        (95.8, "mm", ("0-5 cm", "5-10 cm", ">10 cm"), "5-10 cm"),
+        (2, None, ("0", "1", "2", "3 or more"), "2"),
+        (42.0, "HU", ("yes", "no"), None),
+    ],
+)
+def test_options_that_are_numbers(value: float, unit: str | None, options: tuple[str, ...], choice: str | None) -> None:
+    assert match_number(value, unit, options) == choice
+
+
+@pytest.mark.parametrize(
+    ("text", "threshold"),
+    [
+        ("tumours between 1 and 3 cm", Threshold("long_axis_mm", ">=", 10.0, "mm", 30.0)),
+        ("a volume between 20 and 35 ml", Threshold("volume_ml", ">=", 20.0, "ml", 35.0)),
+        ("is its mean HU higher than 40?", Threshold("intensity_mean", ">", 40.0, "HU")),
+        ("nodes with a short axis over 1 cm", Threshold("short_axis_mm", ">", 10.0, "mm")),
+        ("at least 15 cm tall", Threshold("craniocaudal_mm", ">=", 150.0, "mm")),
+    ],
+)
+def test_thresholds(text: str, threshold: Threshold) -> None:
+    assert parse_threshold(text) == threshold
+    assert Threshold(**threshold.to_json()) == threshold
+
+
+def test_ends_of_a_range_are_within_it() -> None:
+    limit = Threshold("long_axis_mm", ">=", 10.0, "mm", 30.0)
+    assert [limit.holds(value) for value in (9.9, 10.0, 30.0, 30.1)] == [False, True, True, False]
+    assert limit.said() == "between 10 and 30 mm"
+
+
+# The pointer --------------------------------------------------------------------------------------------------------
+
+
+def test_the_pointer_is_believed_where_words_choose_that_code_does_not_know(abdomen: Scene) -> None:
+    tumours = [i for i in abdomen.instances if i.label == "liver_tumor"]
+    text = "What is the volume of the anterior liver tumour?"
+    reading = read(abdomen, text, "volume")
+    chosen = np.array([0.9 if i is tumours[2] else 0.1 for i in abdomen.instances])
+    out = decode(reread(replace(reading, selection=chosen), 0.0, NAMES)[0])
+    assert out["value"] == pytest.approx(8 * ML)
