@@ -151,7 +151,9 @@ def target_name(fact: str) -> str:
 def asked_unit(text: str) -> str | None:
     """The unit in which a text wants its answer, a key of UNITS: "how long in cm?", "how many ml"; None without one."""
     said = (
-        unit for unit, words in SAID_UNITS.items() if re.search(rf"\b(?:in|how many) (?:{words})(?!\w)", text.lower())
+        unit
+        for unit, words in SAID_UNITS.items()
+        if re.search(rf"(?:\b(?:in|how many) |\()(?:{words})(?!\w)", text.lower())
     )
     return next(said, None)
 

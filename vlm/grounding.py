@@ -35,12 +35,16 @@ _TO_LAST = re.compile(
 )
 _INSIDE = re.compile(r"(?<![a-z])(?:in|within|inside) (?:(?:the|both|left|right) )*$")
 _HOLDS = re.compile(  # between an organ and its lesion: "the spleen contains a"
-    r"(?:that |which |does |do |also |still |really )*(?:contains?|containing|holds?|have|has|having|harbou?rs?|"
+    r"(?:that |which |do?es |do |also |still |really )*(?:contains?|containing|holds?|have|has|having|harbou?rs?|"
     r"harbou?ring|shows?|bears?|carr(?:y|ies)|hosts?|with|without|free (?:of|from)|clear of|(?:is |are )?(?:affected|"
     r"involved|invaded|occupied) by)(?: (?!compared|than|with|and|or|from|to|of|in)[a-z]+){0,3} "
 )
+# "does" is "des" in a normal text, as oedema is edema
+_DOES = re.compile(r"(?:there )?(?:do?es|do|did|can|has|have) (?:(?:the|both|left|right) )*")
+_HOLD = re.compile(r"(?:contain|hold|have|harbou?r|show|bear|carry|host|exhibit|got)\b")
 _EXCEPT = re.compile(
     r"\b(?:excluding|except(?: for)?|other than|apart from|aside from|besides|(?:not|without) (?:counting|including)"
+    r"|without (?:the|its|their)"
     r"|but not|ignoring|disregarding|leaving out)\b(?P<those>.*)",
     re.IGNORECASE,
 )
@@ -145,8 +149,9 @@ def find_mentions(text: str, classes: tuple[str, ...]) -> Mention:
         s.side for s in sides if words[s.at - 1] != "," and (s.hit in lesion_hits or (s.hit is None and only))
     )
     general = [hit.start for hit in hits if LESION in hit.names]
+    any_kind = any(_gap(words, hit.start, hit.end).strip() in _ANY_LESION for hit in hits if LESION in hit.names)
     for name in classes:
-        if general and is_lesion(name):
+        if general and is_lesion(name) and (any_kind or "cyst" not in name.lower().split("_")):
             named.setdefault(name, (general[0], 0))
     of_lesions = bool(general) or any(map(is_lesion, named))
     return Mention(
@@ -210,6 +215,8 @@ def _plain(text: str) -> str:
     text = re.sub(r"\s[-–—]+\s|[^a-z0-9%\s_–-]", " , ", text)
     text = " " + " ".join(re.findall(r"[a-z0-9%]+|,", text)) + " "
     text = re.sub(rf" ({_PREPOSITIONS}) (?:the|a|an|his|her|their|my|your|this|that|each)(?= )", r" \1", text)
+    along = r" left to right(?= (?:extent|dimension|diameter|width|size|span|measurement|axis|direction|,))"
+    text = re.sub(rf"{along}|(?<= from) left to right(?= )", "", text)
     text = re.sub(r" left(?= (?:between|over|out) )", "", text)  # "how much room is left between"
     return re.sub(r" (?:patient|person)(?= (?:left|right) )", "", text).strip()
 
@@ -341,6 +348,9 @@ def _holds_lesion(number: int, hits: list[_Hit], words: list[str]) -> bool:
 
 def _holds(number: int, hits: list[_Hit], words: list[str]) -> bool:
     """Whether a hit is said to hold the finding after it: "does the spleen contain a lesion?"."""
+    before = _gap(words, hits[number - 1].end, hits[number].start) if number else ""
+    if number and _is_finding(hits[number - 1]) and _DOES.fullmatch(before):  # "how many lesions does the liver hold?"
+        return _HOLD.match(_gap(words, hits[number].end)) is not None
     if number + 1 == len(hits) or _is_finding(hits[number]) or not _is_finding(hits[number + 1]):
         return False
     return _HOLDS.fullmatch(_gap(words, hits[number].end, hits[number + 1].start)) is not None

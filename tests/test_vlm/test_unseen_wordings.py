@@ -83,6 +83,7 @@ def answer(scene: Scene, text: str, fact: str, **how: Any) -> dict[str, Any]:
         ("How many kidneys does the patient have?", "off_topic", 2),
         ("How many lesions, excluding cysts?", "count", 4),
         ("How many lesions are in the right kidney?", "count", 1),
+        ("How many lesions does the liver harbour?", "count", 3),
         ("How many liver tumours measure between 5 and 12 mm?", "count", 1),
         ("How many organs have a volume over 70 ml?", "volume", 1),
         ("What is the volume of the largest hepatic lesion?", "volume", 512 * ML),
@@ -112,6 +113,8 @@ def test_values(abdomen: Scene, text: str, fact: str, value: float) -> None:
         ("Does any liver tumour exceed 1 cm?", "presence", "yes"),
         ("Is the largest liver tumour above 5 cm?", "presence", "no"),
         ("Are there at least five liver tumours?", "count", "no"),
+        ("Does the right kidney have a tumour?", "presence", "no"),
+        ("Does the right kidney have a lesion?", "presence", "yes"),
         ("Is the left kidney lower than the right one?", "denser", "no"),
         ("Is the spleen to the left of the liver?", "presence", "yes"),
         ("Which kidney lies higher?", "larger", "kidney_left"),
@@ -173,6 +176,16 @@ def test_pieces_join_as_their_voxels_do(abdomen: Scene) -> None:
     assert pieces_of([both]) == [first, second] and whole([first]) is first
 
 
+def test_structures_of_one_name_are_measured_together_unless_words_choose(abdomen: Scene) -> None:
+    both = answer(abdomen, "What is the volume of the kidneys?", "volume")
+    assert both["value"] == pytest.approx((8 * 8 * 12 - 27 + 8 * 7 * 10 - 8) * ML) and len(both["evidence"]) == 2
+    text = "Volume of the more voluminous kidney"
+    reading = read(abdomen, text, "volume")
+    right = np.array([0.9 if i.label == "kidney_right" else 0.1 for i in abdomen.instances])
+    one = decode(reread(replace(reading, selection=right), 0.0, NAMES)[0])
+    assert one["value"] == pytest.approx((8 * 7 * 10 - 8) * ML), "the pointer tells them apart"
+
+
 def test_families_of_numbered_labels(abdomen: Scene) -> None:
     assert answer(abdomen, "How many lumbar vertebrae are visible?", "count")["value"] == 2
     assert answer(abdomen, "How many vertebrae?", "count")["text"] == "There are 3 vertebrae."
@@ -216,6 +229,8 @@ def test_what_the_file_says(abdomen: Scene) -> None:
         ("Is the bladder full?", "presence"),
         ("Does the tumour invade the spleen?", "presence"),
         ("Is the spleen larger than a fist?", "presence"),
+        ("Is the liver completely in view?", "presence"),
+        ("How many organs are bigger than the spleen?", "count"),
         ("What lies directly below the spleen?", "box"),
         ("On how many slices does the tumour lie? I mean how many slices", "count"),
     ],

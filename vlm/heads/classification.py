@@ -68,7 +68,8 @@ def _sized(reading: Reading, limit: Threshold, kept: list[Instance], judged: lis
         answer = "yes" if len(kept) == len(judged) else "no"
         extreme = (min if limit.op[0] == ">" else max)(judged, key=lambda instance: sizes[instance.id])
         which = f"of {len(judged)} the {'smallest' if limit.op[0] == '>' else 'largest'}"
-    text = f"{answer.capitalize()}, {which} {display(extreme.label)} has a {what} of {shown(sizes[extreme.id])} {unit}."
+    size = f"{a_or_an(what)} of {shown(sizes[extreme.id])} {unit}"
+    text = f"{answer.capitalize()}, {which} {display(extreme.label)} has {size}."
     used = kept or [extreme]
     return choose(reading, answer, text, used, reading.confidence(used))
 

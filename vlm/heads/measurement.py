@@ -15,7 +15,7 @@ from vlm.data.wordings import enumerate_things
 from vlm.facts import FACTS, UNITS, asked_unit
 from vlm.grounding import find_mentions
 from vlm.heads.counting import plural
-from vlm.heads.reading import Reading, evidence, none_found, shown
+from vlm.heads.reading import Reading, evidence, none_found, shared_name, shown
 from vlm.wholes import OF_THE_LARGEST, Whole, pieces_of, whole
 
 _SAYS = {
@@ -52,6 +52,7 @@ _CALLED = {  # fact of one instance -> what it is called where that of several i
     "intensity": "mean attenuation",
 }
 _OF_WHAT = re.compile(r"(?:per ?cent(?:age)?|%|fraction|share|proportion) of (?P<whole>.*)")
+_OF_TWO = re.compile(r"\b(?:less|more|lesser|larger|smaller|bigger|bulkier|denser)\b")  # one of several is meant
 _AVERAGE = re.compile(r"\b(?:mean|average|averaged)\b")
 _SUM = re.compile(r"\b(?:sum|total|combined|together|added|altogether)\b")
 _BOTH = re.compile(r"\b(?:both|all|combined|together|overall)\b")
@@ -82,11 +83,8 @@ def _of_one(reading: Reading) -> Measured | None:
     assert attribute is not None, "a fact without a measure of its own holds it in an attribute"
     how = joined(reading.fact, reading.question.question)
     several = reading.structures()
-    if (
-        reading.fact == "intensity"
-        and len({i.label for i in several}) > 1
-        and not any(is_lesion(i.label) for i in several)
-    ):
+    family = shared_name(tuple(i.label for i in several if not is_lesion(i.label)))
+    if reading.fact == "intensity" and family and not _OF_TWO.search(reading.question.question.lower()):
         how = "mean"  # of a left lung in lobes
     if how and len(several) > 1:
         return _of_several(reading, several, attribute, how)

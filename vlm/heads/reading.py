@@ -181,11 +181,13 @@ class Reading:
             return display(names[0])
         if names and len({display(n).replace("left ", "").replace("right ", "") for n in names}) == 1:
             return display(names[0]).replace("left ", "").replace("right ", "")
-        return "lesion" if self.mention.lesions or any(map(is_lesion, names)) else _shared_name(names) or "structure"
+        return "lesion" if self.mention.lesions or any(map(is_lesion, names)) else shared_name(names) or "structure"
 
 
-def _shared_name(names: tuple[str, ...]) -> str:
-    """The words that names of a family begin with, but for sides: those of "rib_left_7" and "rib_right_8" are "rib"."""
+def shared_name(names: tuple[str, ...]) -> str:
+    """The words that names of a family begin with, but for sides: those of "rib_left_7" and "rib_right_8" are "rib"; ""
+    for names of no family.
+    """
     words = [re.sub(r"\b(?:left|right) ", "", display(name)).split() for name in names]
     shared = (same[0] for same in zip(*words, strict=False) if len(set(same)) == 1)
     return " ".join(itertools.takewhile(lambda word: not word.isdigit(), shared)) if len(names) > 1 else ""

@@ -22,7 +22,7 @@ from vlm.heads.choose import match_option
 from vlm.heads.measurement import joined
 from vlm.heads.places import NEARER, way_in
 from vlm.heads.ranks import PLACES, compared_by, parse_lesion_ranks, parse_rank, ranked
-from vlm.heads.reading import SELECT, Reading
+from vlm.heads.reading import SELECT, Reading, shared_name
 from vlm.infer.plain_words import fact_in, is_bare, plain_line, says
 from vlm.regions import region_in
 
@@ -35,6 +35,7 @@ MEASURED = tuple(name for name, fact in FACTS.items() if fact.kind == "measureme
 SINGLES = tuple(name for name in MEASURED if FACTS[name].takes == "one")
 _CHOOSES = re.compile(  # words that choose among several of one name; "larger than" chooses by size, which code does
     r" (?:(?:largest|biggest|greatest|smallest|tiniest|longest|densest|other|another|next|first|last|main|dominant"
+    r"|bulkier|littler|tinier|lesser|(?:more|less|most|least) (?:voluminous|sizea?ble|bulky|dense|diminutive)"
     rf"|upper|lower|{'|'.join(PLACES)})|(?:larger|bigger|smaller)(?! than)) "
 )
 _IN_3D = re.compile(
@@ -177,7 +178,8 @@ def _plainly(reading: Reading, line: str, labels: list[str]) -> str | None:
         return "denser"
     if fact == "count" and claim and reading.question.type is None and counted(text, 1) is not None:
         return "presence"  # "are there at least five?"
-    if lesions and ends == 1 and fact in ("larger", "denser") and not claim and parse_lesion_ranks(text):
+    unsure = fact in ("larger", "denser") or (reading.fact_probability < UNSURE and fact_in(text, MEASURED) is None)
+    if lesions and ends == 1 and unsure and not claim and parse_lesion_ranks(text):
         return "box"  # "which lesion is the densest?"
     relative = says("ratio", line) or (fact == "volume" and " relative to " in line)
     if ends == 2 and relative and by_size and not _DENSITY.search(line) and fact != "share":
@@ -195,7 +197,8 @@ def _plainly(reading: Reading, line: str, labels: list[str]) -> str | None:
     if fact in ("distance", "box") and ends == 2 and fact_in(text, ("gap",)):
         return "gap"
     organs = [name for name in labels if not is_lesion(name)]
-    together = len(organs) > 1 or (organs and says("including", line))  # "of the left lung" in lobes
+    family = bool(shared_name(tuple(organs))) and not _CHOOSES.search(line)  # "of the left lung" in lobes
+    together = family or (organs and says("including", line))
     if fact == "volume" and together and not (reading.threshold or joined(fact, text) == "mean"):
         return "total_volume"
     if fact == "total_volume" and joined("volume", text) == "mean":
@@ -235,7 +238,8 @@ def _selection(reading: Reading) -> np.ndarray:
     if rank and not rank.asks:
         order = ranked(reading, rank)
         return _only(reading, order[rank.place - 1][1][:1] if len(order) >= rank.place else [])
-    if len(labels) > 1 and (joined(fact, text) or (fact == "intensity" and not _CHOOSES.search(plain_line(text)))):
+    family = fact == "intensity" and shared_name(tuple(labels)) and not _CHOOSES.search(plain_line(text))
+    if len(labels) > 1 and (joined(fact, text) or family):
         return _only(reading, [i for i in instances if i.label in labels])
     if fact == "nearer" or (fact == "contents" and labels and says("by_size", plain_line(text))):
         return _only(reading, [i for i in instances if i.label in labels])
@@ -308,6 +312,8 @@ def _lesions(reading: Reading) -> list[Instance]:
         if fact == "gap":
             return [min(there, key=lambda i: reading.scene.relations.gap_mm(i, ends[0])), *ends]
         return [max(there, key=lambda i: i.volume_ml), *ends]
+    if fact in ("count", "multiplicity"):
+        return there
     return [*there, *organs] if there or fact == "share" else []
 
 

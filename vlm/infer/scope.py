@@ -169,6 +169,12 @@ def unmeasured(reading: Reading) -> str | None:
         r"\bmost (?:inferior|superior|caudal|cranial|anterior|posterior|ventral|dorsal|lateral|medial)\b", text
     ):
         return "which structure lies farthest in a direction is not told, only how two of them lie"
+    if fact == "count" and not reading.threshold and re.search(r"er than the\b", text):
+        return "structures are counted against a size in numbers, not against another structure"
+    if fact == "presence" and re.search(
+        r"\b(?:complete(?:ly)?|entire(?:ly)?|fully|part(?:ly|ially)|cut off|truncated)\b", text
+    ):
+        return "a mask tells that something is there, not whether all of it is in view"
     if fact == "presence" and not reading.threshold and _UNLIKE.search(text):
         return "it is not clear what it is compared with"
     if fact == "fatty" and not re.search(r"liver|hepat|steato", text):
@@ -239,4 +245,5 @@ def _meant(reading: Reading) -> list[Instance]:
 @lru_cache(maxsize=1)
 def _known_words() -> frozenset[str]:
     """Every word in which questions were asked in training."""
-    return frozenset(re.findall(r"[a-z]{3,}", WORDINGS.read_text("utf-8").lower()))
+    ordinary = {"approximate", "approximately", "rough", "roughly", "estimated", "maximal", "minimal"}
+    return frozenset(ordinary) | frozenset(re.findall(r"[a-z]{3,}", WORDINGS.read_text("utf-8").lower()))
