@@ -287,8 +287,8 @@ def _other_side(text: str, instance: Instance, scene: Scene) -> str:
 def resolve(text: str, turns: list[Turn], scene: Scene) -> FollowUp | None:
     """What a line means after `turns`; None where it is a question of its own or not understood."""
     before = next((turn for turn in reversed(turns) if turn.names), None)
-    if before is None or re.match(r"\W*(?:is|are) (?:it|they) \w+er than\b(?!.*\d)", text.lower()):
-        return None  # "is it denser than the right one?" is asked in full: yes or no
+    if before is None:
+        return None
     said, classes = _parse(text, before), scene_classes(scene)
     mention, to = (find_mentions(phrase.text, classes) for phrase in (said.subject, said.target))
     this = bool(_bases(find_mentions(said.subject.this, classes).classes) & _bases(before.names))
