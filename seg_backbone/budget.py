@@ -146,7 +146,7 @@ def configure(fingerprint: Fingerprint, files: list[CaseFiles], budget: Budget, 
     machine = calibrate(probe, by_name[largest.case], budget.device)
     costs = []
     for plan in rungs:
-        predicted = worst_case(plan, fingerprint.cases, machine, budget.device)
+        cost = predicted = worst_case(plan, fingerprint.cases, machine, budget.device)
         if predicted.fits(budget):
             seconds, used = measure_window(plan, by_name[predicted.case], budget.device)
             scaled = replace(
@@ -154,12 +154,12 @@ def configure(fingerprint: Fingerprint, files: list[CaseFiles], budget: Budget, 
                 operations=operations(plan) / seconds,
                 window_scale=max(1.0, used / (predicted.window_mb / machine.window_scale)),
             )
-            measured = worst_case(plan, fingerprint.cases, scaled, budget.device)
+            cost = measured = worst_case(plan, fingerprint.cases, scaled, budget.device)
             if measured.fits(budget):
                 measured = replace(measured, window_mb=used)
                 if measured.seconds > WHOLE_SCAN_S:
                     return Configured(plan, predicted, measured, whole=False)
-                scan = measure_scan(plan, by_name[predicted.case], budget.device, measured)
+                cost = scan = measure_scan(plan, by_name[predicted.case], budget.device, measured)
                 if scan.fits(budget):
                     return Configured(plan, predicted, scan, whole=True)
                 scaled = replace(
@@ -174,7 +174,7 @@ def configure(fingerprint: Fingerprint, files: list[CaseFiles], budget: Budget, 
                 window_scale=max(machine.window_scale, scaled.window_scale),
                 process_mb=max(machine.process_mb, scaled.process_mb),
             )
-        costs.append(predicted)
+        costs.append(cost)
     least = {key: min(getattr(cost, key) for cost in costs) for key in ("seconds", "ram_mb", "gpu_mb")}
     needs = f"at least {least['seconds']:.3g} s, {least['ram_mb']:.0f} MB RAM, {least['gpu_mb']:.0f} MB GPU memory"
     raise ConfigError("budget", f"what some network can keep ({needs})", _words(budget), "raise the limits")

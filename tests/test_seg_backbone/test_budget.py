@@ -1,5 +1,6 @@
 """Plans for a budget: the ladder goes down, what is chosen keeps every limit, and measuring corrects predicting."""
 
+import re
 import sys
 from dataclasses import replace
 from itertools import pairwise
@@ -224,6 +225,16 @@ def test_a_budget_that_nothing_keeps(fake):
     with pytest.raises(ConfigError, match=r"at least .* s, .* MB RAM.*found 0.01 s, 100 MB RAM"):
         configure(ABDOMEN, FILES, Budget(seconds=0.01, ram_mb=100), "t")
     assert fake["windows"] == 0
+
+
+def test_what_was_measured_is_told_where_nothing_keeps_the_budget(fake):
+    smallest = list(candidates(ABDOMEN, "t"))[-1]
+    seconds = worst_case(smallest, ABDOMEN.cases, replace(MACHINE, operations=1e11), "cpu").seconds
+    limit = 1.2 * seconds  # predicted to be kept, and not kept
+    fake["late"] = 1.5
+    with pytest.raises(ConfigError, match="what some network can keep") as caught:
+        configure(ABDOMEN, FILES, Budget(seconds=limit), "t")
+    assert float(re.search(r"at least ([\d.]+) s", str(caught.value))[1]) > limit
 
 
 def test_several_channels_are_normalised_as_nnunet_does(fake):
