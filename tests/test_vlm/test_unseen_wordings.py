@@ -179,6 +179,7 @@ def test_pieces_join_as_their_voxels_do(abdomen: Scene) -> None:
 def test_structures_of_one_name_are_measured_together_unless_words_choose(abdomen: Scene) -> None:
     both = answer(abdomen, "What is the volume of the kidneys?", "volume")
     assert both["value"] == pytest.approx((8 * 8 * 12 - 27 + 8 * 7 * 10 - 8) * ML) and len(both["evidence"]) == 2
+    assert "value" not in answer(abdomen, "Volume of the kidney", "volume"), "which one is not told"
     text = "Volume of the more voluminous kidney"
     reading = read(abdomen, text, "volume")
     right = np.array([0.9 if i.label == "kidney_right" else 0.1 for i in abdomen.instances])

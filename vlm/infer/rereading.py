@@ -139,6 +139,15 @@ def _ends(labels: list[str]) -> int:
     return sum(not is_lesion(name) for name in labels) + any(map(is_lesion, labels))
 
 
+def _is_family(labels: list[str], line: str) -> bool:
+    """Whether structures of one name are asked about together: "the left lung" in lobes, "the kidneys"; not a single
+    one of a pair whose side is not told, nor one that the words choose.
+    """
+    pair = len({split_side(name)[0] for name in labels}) == 1
+    plural = re.search(r" (?:both|two|[a-z]{3,}s) ", line) is not None
+    return bool(shared_name(tuple(labels))) and (plural or not pair) and not _CHOOSES.search(line)
+
+
 def _plainly(reading: Reading, line: str, labels: list[str]) -> str | None:
     """The fact that some words ask for whatever the network says, most of them of facts that it does not know."""
     text, mention, fact = reading.question.question, reading.mention, reading.fact
@@ -179,6 +188,7 @@ def _plainly(reading: Reading, line: str, labels: list[str]) -> str | None:
     if fact == "count" and claim and reading.question.type is None and counted(text, 1) is not None:
         return "presence"  # "are there at least five?"
     unsure = fact in ("larger", "denser") or (reading.fact_probability < UNSURE and fact_in(text, MEASURED) is None)
+    unsure = unsure and not says("holder", line)
     if lesions and ends == 1 and unsure and not claim and parse_lesion_ranks(text):
         return "box"  # "which lesion is the densest?"
     relative = says("ratio", line) or (fact == "volume" and " relative to " in line)
@@ -188,7 +198,7 @@ def _plainly(reading: Reading, line: str, labels: list[str]) -> str | None:
         return "box"
     if lesions and ends == 1 and not mention.places and fact == "share":  # "the tumour burden"
         return "total_volume"
-    if lesions and fact == "fatty":  # "hepatic lesions"
+    if lesions and fact == "fatty" and " fat" not in line:  # "hepatic lesions"
         return "presence"
     if fact == "multiplicity" and claim and re.search(r" any ", line) and counted(text, 1) is None:
         return "presence"
@@ -197,7 +207,7 @@ def _plainly(reading: Reading, line: str, labels: list[str]) -> str | None:
     if fact in ("distance", "box") and ends == 2 and fact_in(text, ("gap",)):
         return "gap"
     organs = [name for name in labels if not is_lesion(name)]
-    family = bool(shared_name(tuple(organs))) and not _CHOOSES.search(line)  # "of the left lung" in lobes
+    family = _is_family(organs, line)
     together = family or (organs and says("including", line))
     if fact == "volume" and together and not (reading.threshold or joined(fact, text) == "mean"):
         return "total_volume"
@@ -238,7 +248,7 @@ def _selection(reading: Reading) -> np.ndarray:
     if rank and not rank.asks:
         order = ranked(reading, rank)
         return _only(reading, order[rank.place - 1][1][:1] if len(order) >= rank.place else [])
-    family = fact == "intensity" and shared_name(tuple(labels)) and not _CHOOSES.search(plain_line(text))
+    family = fact == "intensity" and _is_family(labels, plain_line(text))
     if len(labels) > 1 and (joined(fact, text) or family):
         return _only(reading, [i for i in instances if i.label in labels])
     if fact == "nearer" or (fact == "contents" and labels and says("by_size", plain_line(text))):
