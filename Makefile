@@ -9,7 +9,7 @@ demo: .venv/.done
 	$(BIN)/python examples/demo.py
 
 test: .venv/.done
-	$(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 check: .venv/.done
 	$(BIN)/ruff format --check .
