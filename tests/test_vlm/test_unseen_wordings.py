@@ -96,6 +96,9 @@ def answer(scene: Scene, text: str, fact: str, **how: Any) -> dict[str, Any]:
         ("What percentage of the spleen is tumour?", "share", 0.0),
         ("Distance between the two largest liver tumours", "distance", float(np.hypot(10 * 2, np.hypot(4, 4)))),
         ("How much denser is the liver than the largest liver tumour?", "intensity_difference", 20.0),
+        ("HU of the less voluminous kidney", "intensity", 34.0),
+        ("What is the mean density of the bulkier kidney?", "intensity", 30.0),
+        ("What is the craniocaudal extent of the biggest kidney?", "craniocaudal", 24.0),
         ("Volume of the left kidney including its tumour", "volume", 8 * 8 * 12 * ML),
     ],
 )
@@ -155,6 +158,15 @@ def test_ranks_of_lesions(text: str, ranks: list[LesionRank]) -> None:
 # Organs -------------------------------------------------------------------------------------------------------------
 
 
+def test_a_box_of_the_larger_of_two(abdomen: Scene) -> None:
+    for text, label in (
+        ("Mark the more voluminous kidney", "kidney_left"),
+        ("Where is the smaller kidney?", "kidney_right"),
+    ):
+        (box,) = answer(abdomen, text, "box")["boxes"]
+        assert box["label"] == label
+
+
 def test_an_organ_in_pieces_is_measured_whole(abdomen: Scene) -> None:
     volume = answer(abdomen, "What is the volume of the pancreas?", "volume")
     assert volume["value"] == pytest.approx((6 + 3) * 16 * ML) and volume["text"].startswith("The pancreas has")
@@ -180,7 +192,7 @@ def test_structures_of_one_name_are_measured_together_unless_words_choose(abdome
     both = answer(abdomen, "What is the volume of the kidneys?", "volume")
     assert both["value"] == pytest.approx((8 * 8 * 12 - 27 + 8 * 7 * 10 - 8) * ML) and len(both["evidence"]) == 2
     assert "value" not in answer(abdomen, "Volume of the kidney", "volume"), "which one is not told"
-    text = "Volume of the more voluminous kidney"
+    text = "Volume of the other kidney"
     reading = read(abdomen, text, "volume")
     right = np.array([0.9 if i.label == "kidney_right" else 0.1 for i in abdomen.instances])
     one = decode(reread(replace(reading, selection=right), 0.0, NAMES)[0])

@@ -33,6 +33,10 @@ _MORE = {  # field of an instance -> the words for more or less of it
     "craniocaudal_mm": r"taller|tallest",
     "transverse_mm": r"wider|broader|narrower|widest|broadest|narrowest",
 }
+_OF_TWO = (  # words for the larger and for the smaller of two structures
+    r"larger|bigger|greater|bulkier|more (?:voluminous|siz(?:e)?able|bulky)",
+    r"smaller|littler|tinier|lesser|less (?:voluminous|siz(?:e)?able|bulky)|more diminutive",
+)
 SHOWN = {  # field -> what it is called, and its unit
     "volume_ml": ("volume", "ml"),
     "long_axis_mm": ("long axis", "mm"),
@@ -173,6 +177,20 @@ def ranked(reading: Reading, rank: Rank) -> list[tuple[float, list[Instance]]]:
         pieces.setdefault(instance.label, []).append(instance)
     measured = [(value, some) for some in pieces.values() if (value := _measure(some, rank.attribute)) is not None]
     return sorted(measured, key=lambda pair: pair[0] if rank.low else -pair[0])
+
+
+def of_two(text: str) -> bool | None:
+    """Which of a left and a right structure is meant: True for the smaller ("the less voluminous parotid"), False
+    for the larger; None where the words choose neither, or something else ("its largest diameter", "larger than").
+    """
+    line = " ".join(re.findall(r"[a-z0-9]+", text.lower()))
+    found = set()
+    for low, words in enumerate(zip(_OF_TWO, _MOST["volume_ml"], strict=True)):
+        for match in re.finditer(rf"\b(?:{'|'.join(words)})\b(?! than)", line):
+            after = line[match.end() :].split()
+            if after and not _MEASURED.search(" ".join(after[:2])):
+                found.add(bool(low))
+    return found.pop() if len(found) == 1 else None
 
 
 def _measure(pieces: list[Instance], attribute: str) -> float | None:

@@ -21,7 +21,7 @@ from vlm.grounding import split_side
 from vlm.heads.choose import match_option
 from vlm.heads.measurement import joined
 from vlm.heads.places import NEARER, way_in
-from vlm.heads.ranks import PLACES, compared_by, parse_lesion_ranks, parse_rank, ranked
+from vlm.heads.ranks import PLACES, compared_by, of_two, parse_lesion_ranks, parse_rank, ranked
 from vlm.heads.reading import SELECT, Reading, shared_name
 from vlm.infer.plain_words import fact_in, is_bare, plain_line, says
 from vlm.regions import region_in
@@ -264,9 +264,17 @@ def _selection(reading: Reading) -> np.ndarray:
         if lesions and not everything and fact in ("presence", "count", "box", "multiplicity"):
             return _only(reading, lesions)  # what is meant without a name is no organ
         return reading.selection
+    named = [i for i in instances if i.label in labels]
+    low = of_two(text)
+    if (
+        low is not None
+        and len(labels) == 2
+        and shared_name(tuple(labels))
+        and (FACTS[fact].takes == "one" or fact == "box")
+    ):
+        return _only(reading, [(min if low else max)(named, key=lambda i: i.volume_ml)])
     if _CHOOSES.search(plain_line(text)) or not labels:
         return reading.selection
-    named = [i for i in instances if i.label in labels]
     if fact in OF_ALL_NAMED:  # where the pointer tells them apart ("the bulkier parotid") it is believed
         sure = {i.id: p for i, p in zip(instances, reading.selection, strict=True)}
         best = max(sure[i.id] for i in named)
