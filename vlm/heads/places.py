@@ -32,7 +32,7 @@ WAYS = {  # how it is said -> (words, axis of RAS world, direction)
 NEARER = re.compile(r"\b(?:closer|nearer|closest|nearest|farther|further|farthest|furthest)\b")
 EQUAL_MM = 1e-3
 _FARTHER = re.compile(r"\b(?:farther|further|farthest|furthest)\b")
-_TOWARDS = re.compile(r"\b(?:closer|nearer|closest|nearest|farther|further|farthest|furthest)(?: away)? (?:to|from)\b")
+_TOWARDS = re.compile(rf"{NEARER.pattern}(?: away)? (?:to|from)\b")
 
 
 def way_in(text: str) -> str | None:
