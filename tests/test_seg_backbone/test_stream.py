@@ -16,7 +16,6 @@ def test_nothing_gives_nothing():
 
 
 def test_reading_working_and_writing_overlap():
-    """Three parts of 50 ms each: six scans one after the other take 900 ms, overlapped a little over 400 ms."""
     log = []
 
     def part(name, number):
@@ -26,17 +25,15 @@ def test_reading_working_and_writing_overlap():
 
     def run(overlap):
         log.clear()
-        started = time.perf_counter()
         read, work = partial(part, "read"), partial(part, "work")
         written = stream(range(6), read, lambda: work, lambda number, _: part("write", number), overlap)
         assert [number for _, number in written] == [*range(6)]
-        return time.perf_counter() - started
 
-    assert run(True) < 0.7
+    run(True)
     order = [(name, number) for name, number, _ in log]
     assert order.index(("read", 1)) < order.index(("write", 0)), "the next scan is read while the first is worked on"
     assert {thread for name, _, thread in log if name == "work"} == {threading.get_ident()}
-    assert run(False) >= 0.9
+    run(False)
     assert [name for name, _, _ in log] == ["read", "work", "write"] * 6
 
 

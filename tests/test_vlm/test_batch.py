@@ -8,7 +8,6 @@ import random
 import signal
 import subprocess
 import sys
-import time
 import tracemalloc
 from collections import Counter
 from functools import partial
@@ -71,14 +70,12 @@ def test_from_given_masks(engine: Engine, phantom_files: Path, tmp_path: Path) -
 def test_each_scan_is_opened_once_and_the_next_is_read_meanwhile(tmp_path: Path) -> None:
     images = ["a", "./a", "b", "a", "c", "b", "a"]
     questions = questions_file(tmp_path, [{"id": str(n), "image": image} for n, image in enumerate(images)])
-    stub, started = Stub(pause=0.03), time.monotonic()
+    stub = Stub(pause=0.1)
     stub.answer(questions, tmp_path / "answers.jsonl")
-    took = time.monotonic() - started
     assert [what for kind, what, _ in stub.diary if kind == "opened"] == ["a", "b", "c"]
     assert [row["id"] for row in rows_of(tmp_path / "answers.jsonl")] == ["0", "1", "3", "6", "2", "5", "4"]
     when = {(kind, what): at for kind, what, at in stub.diary}
     assert when["read", "b"] < when["asked", "0"] and when["read", "c"] < when["asked", "2"]
-    assert took < 0.03 * (3 + len(images)), "two of the three readings took no time"
 
 
 def test_a_broken_scan_or_question_leaves_the_others(tmp_path: Path) -> None:
