@@ -21,12 +21,13 @@ from seg_backbone.preprocess import MR_FLAG, PAD, padding
 class Augmentation:
     """Ranges of the random changes.
 
-    rotate_deg: about each axis; scale: isotropic factor range; mirror: chance of a left-right flip (classes with a
-    side are swapped); crop: chance that faces of the scan are cut away, each in every second time and by up to
-    crop_mm, so that a dataset of crops centred on the tumour teaches no position (see docs/experiments.md for what it
-    costs); shift_mm: how far the window is moved off the voxel it is centred on; intensity: spread of the random gain
-    and offset, and of the bend of MR contrast; noise: largest standard deviation of added Gaussian noise; centred:
-    chance that the window is placed on a class (see draw_window).
+    rotate_deg: about each axis; scale: isotropic factor range; spatial: chance of a turn, and of a change of scale;
+    mirror: chance of a flip along each of the plan's mirror_axes (left-right flips swap the classes with a side); crop:
+    chance that faces of the scan are cut away, each in every second time and by up to crop_mm, so that a dataset of
+    crops centred on the tumour teaches no position (see docs/experiments.md for what it costs); shift_mm: how far the
+    window is moved off the voxel it is centred on; intensity: spread of the random gain and offset, and of the bend of
+    MR contrast; noise: largest standard deviation of added Gaussian noise; centred: chance that the window is placed on
+    a class (see draw_window).
 
     Chances of what nnU-Net does besides, 0 unless asked for (Isensee et al. 2021, supplement: 0.2, 0.25, 0.15, 0.3):
     blur: Gaussian of 0.5 to 1 voxel; low_resolution: shrunk by up to 2 and enlarged again; contrast: values spread
@@ -35,6 +36,7 @@ class Augmentation:
 
     rotate_deg: float = 15.0
     scale: tuple[float, float] = (0.85, 1.2)
+    spatial: float = 1.0
     mirror: float = 0.5
     crop: float = 0.0
     crop_mm: float = 40.0
@@ -49,7 +51,8 @@ class Augmentation:
     bias_field: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("mirror", "crop", "centred", "blur", "low_resolution", "contrast", "gamma", "bias_field"):
+        chances = ("blur", "low_resolution", "contrast", "gamma", "bias_field")
+        for name in ("spatial", "mirror", "crop", "centred", *chances):
             assert 0 <= getattr(self, name) <= 1, f"{name} is a chance from 0 to 1"
         for name in ("rotate_deg", "crop_mm", "shift_mm", "intensity", "noise"):
             assert getattr(self, name) >= 0, f"{name} is not negative"
@@ -62,24 +65,27 @@ def draw_window(
     """One window: image (channels, *patch) float32, codes (*patch) uint8, table (codes, classes) bool.
 
     With chance `centred` the window is placed near a voxel of a class drawn uniformly among those the case shows.
+    Before it is turned it lies within the scan, as windows do when a scan is segmented; along an axis that is shorter
+    than the window the scan lies within it.
     """
     shape = np.array(case.codes.shape)
     patch = np.array(plan.patch)
     spacing = np.array(plan.spacing_mm)
+    room = np.sort([(patch - 1) / 2, shape - (patch + 1) / 2], axis=0)  # of the window's middle, in voxels
     if case.drawn and random.random() < augmentation.centred:
         places = case.drawn[random.choice(list(case.drawn))]
         centre = places[random.integers(len(places))].astype(float)
         centre += random.uniform(-1, 1, 3) * np.minimum(augmentation.shift_mm / spacing, patch / 2 - 4)
+        centre = np.clip(centre, *room)
     else:
-        low = np.minimum(patch / 2, shape / 2) - 4
-        centre = random.uniform(low, np.maximum(shape - low, low + 1e-3))
+        centre = random.uniform(*room)
 
-    turn = _rotation(np.deg2rad(random.uniform(-1, 1, 3) * augmentation.rotate_deg))
-    turn *= spacing[None, :] / spacing[:, None]  # from mm to voxels
-    matrix = turn / np.exp(random.uniform(*np.log(augmentation.scale)))
-    flip = random.random() < augmentation.mirror
-    if flip:
-        matrix = matrix * np.array([-1.0, 1.0, 1.0])
+    turned, scaled = random.random(2) < augmentation.spatial
+    angles, factor = random.uniform(-1, 1, 3) * augmentation.rotate_deg, random.uniform(*np.log(augmentation.scale))
+    matrix = _rotation(np.deg2rad(angles * turned)) / np.exp(factor * scaled)
+    matrix *= spacing[None, :] / spacing[:, None]  # from mm to voxels
+    flips = np.isin(range(3), plan.mirror_axes) & (random.random(3) < augmentation.mirror)
+    matrix *= np.where(flips, -1.0, 1.0)
 
     offsets = [torch.arange(n, dtype=torch.float32) - (n - 1) / 2 for n in patch]
     grid = torch.stack(torch.meshgrid(*offsets, indexing="ij"), dim=-1) @ torch.from_numpy(matrix.T.astype(np.float32))
@@ -101,7 +107,7 @@ def draw_window(
         image[:, outside] = pad
         codes[outside] = 0
     table = torch.from_numpy(case.table)
-    if flip:
+    if flips[0] and plan.mirror_swaps_sides:
         codes, table = mirror_codes(codes, plan), mirror_table(table, plan)
     if plan.channels:
         return _contrast_of_channels(image, augmentation, random), codes, table

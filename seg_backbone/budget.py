@@ -228,7 +228,14 @@ def _plan(fingerprint: Fingerprint, topology: Topology, preset: Preset, step: fl
     first, second, third = (ceil(n / d) * d for n, d in zip(topology.patch, divisor, strict=True))
     patch = (first, second, third)
     plan = Plan(
-        name, fingerprint.classes, topology.spacing_mm, patch, step, network="resenc_unet", network_options=options
+        name,
+        fingerprint.classes,
+        topology.spacing_mm,
+        patch,
+        step,
+        network="resenc_unet",
+        network_options=options,
+        mirror_axes=(0, 1, 2),
     )
     if len(fingerprint.channels) > 1:
         return plan.with_(channels=tuple(_channels(fingerprint)))

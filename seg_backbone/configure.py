@@ -33,12 +33,14 @@ OPTIMISER = {
     "weight_decay": 3e-5,
     "warmup": 0,
     "clip": 12.0,
+    "initialisation": "he",
 }
 AUGMENTATION = {
     "rotate_deg": 30.0,
     "scale": [0.7, 1.4],
+    "spatial": 0.2,
     "crop": 0.0,
-    "centred": 0.33,
+    "centred": 0.5,  # its third of a batch of two is rounded up
     "blur": 0.2,
     "low_resolution": 0.25,
     "contrast": 0.15,

@@ -1,5 +1,6 @@
 """nnU-Net's own networks, built by its `dynamic-network-architectures`, so that its weights fit by name and shape.
-New weights start as torch draws them, not as nnU-Net does: its zeroed norms learn slowly in short runs of AdamW.
+New weights start as torch draws them; training draws them as nnU-Net does where `initialisation: he` says so, but
+without its zeroed norms of residual blocks, which learn slowly in short runs.
 
 Plain U-Net: Isensee et al. 2021. Residual-encoder U-Net: Isensee et al. 2024, "nnU-Net Revisited"; its presets M, L and
 XL are one rule (32 features doubled up to 320; 1, 3, 4, 6, 6, ... blocks), what differs is the patch and so the number

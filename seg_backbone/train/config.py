@@ -23,6 +23,7 @@ CHOICES = {
     "sampling": ("cases", "annotations"),
     "optimizer": ("adamw", "sgd"),
     "schedule": ("cosine", "poly"),
+    "initialisation": ("torch", "he"),
     "precision": ("auto", "fp32", "bf16", "fp16"),
     "device": ("auto", "cpu", "cuda"),
 }
@@ -118,9 +119,10 @@ class SegmentationConfig:
     whose weights stay those of `start` to the bit, "encoder" (and with it every feature of it) or "decoder", or both
     where the plan has heads for whole scans, which always learn. One step sees `batch` windows times `accumulate` times
     the processes. optimizer: "adamw" or "sgd" (Nesterov, `momentum`); schedule: "cosine" or "poly", after a linear
-    warm-up, to zero over schedule_steps (default: steps). clip: the largest norm of the gradient. ema: decay of the
-    averaged weights, which are the ones validated and saved; 0 for none. precision: "auto" (bf16 on a GPU that has it,
-    else fp32), "fp32", "bf16" or "fp16". device: "auto", "cpu" or "cuda".
+    warm-up, to zero over schedule_steps (default: steps). initialisation: of new weights, as torch draws them or as
+    He et al. 2015, which is nnU-Net's and several times larger: the two want other rates. clip: the largest norm of
+    the gradient. ema: decay of the averaged weights, which are the ones validated and saved; 0 for none. precision:
+    "auto" (bf16 on a GPU that has it, else fp32), "fp32", "bf16" or "fp16". device: "auto", "cpu" or "cuda".
 
     Loss. class_weight: class -> weight of its voxels in the cross entropy, 1 for those not named. focal: exponent of
     the focal loss, 0 for plain cross entropy. classification: of the classes of whole scans; see ClassLoss.
@@ -152,6 +154,7 @@ class SegmentationConfig:
     accumulate: int = 1
     optimizer: Literal["adamw", "sgd"] = "adamw"
     schedule: Literal["cosine", "poly"] = "cosine"
+    initialisation: Literal["torch", "he"] = "torch"
     learning_rate: float = 1e-3
     weight_decay: float = 1e-4
     momentum: float = 0.99

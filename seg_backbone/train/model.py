@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple, Self
 
 import torch
+from dynamic_network_architectures.initialization.weight_init import InitWeights_He
 from torch import nn
 
 from seg_backbone.checkpoint import find_model, load_model, save_model
@@ -17,6 +18,7 @@ from seg_backbone.scan_heads import ScanHeads, load_heads, pooled_features, save
 from seg_backbone.train.config import SegmentationConfig
 from seg_backbone.train.samples import SCAN
 
+LEAK = 1e-2  # slope of the leaky ReLU below zero
 LOSS_WEIGHTS = "loss_weights"  # head: how much each task counts
 
 
@@ -72,6 +74,8 @@ def build_model(config: SegmentationConfig) -> Model:
     """
     plan = config.plan
     network = build_network(plan.network, plan.inputs, plan.outputs, plan.network_options)
+    if config.initialisation == "he":
+        network.apply(InitWeights_He(LEAK))
     if any(side % by for side, by in zip(plan.patch, network.divisor, strict=True)):  # type: ignore[arg-type]
         expected = f"a window whose sides are multiples of {', '.join(map(str, network.divisor))}"  # type: ignore[arg-type]
         raise ConfigError("plan.patch", expected, f"{', '.join(map(str, plan.patch))}", "change it")

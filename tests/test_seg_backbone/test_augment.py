@@ -43,10 +43,12 @@ def plain_crop(array, centre, patch, fill):
     return padded[tuple(slice(c, c + n) for c, n in zip(centre, patch, strict=True))]
 
 
-@pytest.mark.parametrize("centre", [(6, 7, 5), (0, 11, 12)], ids=["inside", "corner"])
+@pytest.mark.parametrize(
+    ("voxel", "centre"), [((6, 6, 5), (6, 6, 5)), ((0, 11, 12), (4, 6, 8))], ids=["inside", "corner"]
+)
 @pytest.mark.parametrize("modality", ["CT", "MR"])
-def test_switched_off_it_is_the_plain_crop(modality, centre):
-    case = a_case(modality, [(1, centre)])
+def test_switched_off_it_is_a_plain_crop_within_the_scan(modality, voxel, centre):
+    case = a_case(modality, [(1, voxel)])
     for seed in range(6):  # the draws that do not matter differ
         image, codes, table = draw_window(case, PLAN, OFF, np.random.default_rng(seed))
         for channel, source in zip(image, case.image.astype(np.float32), strict=True):
@@ -129,6 +131,33 @@ def test_a_turn_keeps_distances_from_the_centre():
     still, _, _ = draw_window(noise, plan, OFF, np.random.default_rng(1))
     assert (turned - still).abs().mean() > 0.1
     assert abs(int((codes == 2).sum()) - int((away < 10).sum())) < 30
+
+
+def test_every_window_lies_within_the_scan():
+    case = a_case()
+    case.image[:] = 1
+    for seed in range(40):
+        for centred in (0, 1):
+            off = replace(OFF, centred=centred, shift_mm=60)
+            image, _, _ = draw_window(case, PLAN, off, np.random.default_rng(seed))
+            assert (image > 1 - 1e-3).all()  # what hung over would be air
+
+
+def test_flips_along_the_axes_of_the_plan():
+    case = a_case()
+    still = draw_window(case, PLAN, OFF, np.random.default_rng(0))[0]
+    for axes in ((), (0,), (1,), (0, 2), (0, 1, 2)):
+        flipped = draw_window(case, PLAN.with_(mirror_axes=axes), replace(OFF, mirror=1), np.random.default_rng(0))[0]
+        torch.testing.assert_close(flipped, still.flip([axis + 1 for axis in axes]), atol=1e-4, rtol=0)
+
+
+def test_turns_and_scales_by_chance():
+    case = a_case()
+    still = draw_window(case, PLAN, OFF, np.random.default_rng(0))[0]
+    for change in ({"rotate_deg": 30}, {"scale": (1.2, 1.3)}):
+        seldom = replace(OFF, spatial=0.25, **change)
+        windows = [draw_window(case, PLAN, seldom, np.random.default_rng(seed))[0] for seed in range(80)]
+        assert 8 <= sum(not torch.allclose(window, still, atol=1e-3) for window in windows) <= 32
 
 
 def test_centred_windows_hold_each_class_in_turn():
@@ -274,7 +303,7 @@ def test_channels_of_their_own_files():
     case.image[1] = np.random.default_rng(1).normal(0, 1, SHAPE)
     image, codes, _ = draw_window(case, plan, OFF, np.random.default_rng(0))
     for channel, source in zip(image, case.image.astype(np.float32), strict=True):
-        np.testing.assert_allclose(channel, plain_crop(source, (0, 11, 12), PLAN.patch, 0), atol=1e-4)
+        np.testing.assert_allclose(channel, plain_crop(source, (4, 6, 8), PLAN.patch, 0), atol=1e-4)
     changed, same, _ = draw_window(case, plan, replace(OFF, intensity=0.3), np.random.default_rng(0))
     assert torch.equal(codes, same)
     gains = []

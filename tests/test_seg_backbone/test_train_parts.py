@@ -16,7 +16,7 @@ from seg_backbone.train.cache import cached_case
 from seg_backbone.train.config import SegmentationConfig
 from seg_backbone.train.data import build_sources
 from seg_backbone.train.log import Log
-from seg_backbone.train.model import Model, Output
+from seg_backbone.train.model import Model, Output, build_model
 from seg_backbone.train.objective import Step, at, mask_term, total
 from seg_backbone.train.optimise import build_optimizer
 from seg_backbone.train.samples import Batches, Sample, ahead, stack
@@ -113,6 +113,21 @@ def test_extra_heads_see_features_and_finest_logits():
     output = Model(Halves(), {"mean": Mean()})(image)
     torch.testing.assert_close(output.heads["mean"], torch.stack([image[..., ::2].mean(), 2 * image.mean()]))
     assert torch.equal(output.logits[0], Model(Halves())(image).logits[0])
+
+
+@pytest.mark.parametrize("network", ["plain_unet", "resenc_unet", "segresnet"])
+def test_new_weights_are_drawn_as_asked(network):
+    """He et al. 2015 for leaky ReLU: variance 2 / ((1 + slope^2) fan-in); torch's own is a sixth of it."""
+    options = {} if network == "segresnet" else {"features": [16, 32]}
+    plan = Plan("t", ("tumour",), patch=(16, 16, 16), network=network, network_options=options)
+    config = SegmentationConfig(Path(), Path(), plan, (DatasetEntry("d"),))
+    for name, variance in (("torch", 1 / 3), ("he", 2)):
+        model = build_model(replace(config, initialisation=name))
+        convolutions = [m.weight for m in model.modules() if isinstance(m, nn.Conv3d) and m.weight[0].numel() > 400]
+        drawn = torch.cat([(weight * weight[0].numel() ** 0.5).flatten() for weight in convolutions])
+        assert float(drawn.detach().var()) == pytest.approx(variance, rel=0.05)
+    with pytest.raises(ConfigError, match="initialisation: expected one of torch, he, found 'kaiming'"):
+        replace(config, initialisation="kaiming")
 
 
 class Normed(nn.Module):
