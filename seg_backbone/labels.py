@@ -107,7 +107,7 @@ WORDS: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 LESIONS = ("tumour",)
 LESION_WORDS = {*WORDS["tumour"], "tumours", "tumors", "lesions", "metastasis", "metastases", "nodule", "nodules"}
-LESION_WORDS |= {"cyst", "cysts"}
+LESION_WORDS |= {"cyst", "cysts", "node", "nodes"}
 NO_LESIONS = ("body mass", "muscle mass", "bone mass", "fat mass", "lean mass", "mass effect", "growth plate")
 # Ids that a challenge's scorer expects. Every lesion class stands under "tumour".
 FLARE23_LABELS = {
@@ -159,9 +159,11 @@ def is_lesion(name: str) -> bool:
 
 
 def display(name: str) -> str:
-    """The name to print in a sentence: `parotid_left` -> "left parotid gland"."""
+    """The name to print in a sentence: `parotid_left` -> "left parotid gland", `vertebrae_L3` -> "L3 vertebra"."""
     if name in WORDS:
         return WORDS[name][0]
+    if level := re.fullmatch(r"vertebrae?_([ctls]\d+)", name, re.IGNORECASE):
+        return f"{level[1].upper()} vertebra"
     parts = name.split("_")
     sides = [part for part in parts if part in SIDES]
     return " ".join(sides[:1] + [part for part in parts if part not in SIDES]) if len(sides) == 1 else " ".join(parts)

@@ -56,17 +56,25 @@ class Relations:
         return float(statistics.GetPerimeter(1)) / 100
 
     def nearest(self, instance: Instance, among: Iterable[Instance]) -> Instance | None:
-        """The one of `among` with the smallest gap to `instance`; of equals the larger; None where there is none."""
+        """The one of `among` with the smallest gap to `instance`; None where there is none. Of equals the one that lies
+        nearest to all of its surface, as what surrounds it does; without a map the larger.
+        """
         others = [other for other in among if other.id != instance.id]
         others.sort(key=lambda other: _boxes_mm(instance, other))
-        best, reach = None, np.inf
+        best, reach = list[Instance](), np.inf
         for other in others:
             if _boxes_mm(instance, other) > reach:  # boxes hold their voxels: no gap is smaller than theirs
                 break
-            gap = self.gap_mm(instance, other)
-            if best is None or (round(gap, 3), -other.volume_ml) < (round(reach, 3), -best.volume_ml):
-                best, reach = other, gap
-        return best
+            gap = round(self.gap_mm(instance, other), 3)
+            if gap <= reach:
+                best, reach = [*(best if gap == reach else []), other], gap
+        return min(best, key=lambda other: self._away(instance, other)) if len(best) > 1 else next(iter(best), None)
+
+    def _away(self, instance: Instance, other: Instance) -> float:
+        """The mean distance in mm of the surface of `instance` from `other`; without a map less the larger that is."""
+        if self.ids is None:
+            return -other.volume_ml
+        return float(self._border(other.id).query(self._border(instance.id).data)[0].mean())
 
     @cached_property
     def _places(self) -> list[tuple[slice, ...] | None]:

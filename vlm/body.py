@@ -23,13 +23,13 @@ def body_place(volume: Volume) -> tuple[slice, ...]:
     return bounds(volume.array > limit) or tuple(slice(0, size) for size in volume.grid.shape)
 
 
-def is_cut(volume: Volume) -> bool:
+def is_cut(volume: Volume, place: tuple[slice, ...]) -> bool:
     """Whether the scan cuts the body on its left or its right, as a crop of a limb does: the middle of what is in view
-    is then not the body's midline.
+    is then not the body's midline. place: of the body, see `body_place`.
 
-    A side is cut where the outermost plane of the body's box is body in more than CUT_SHARE of the densest plane.
+    A side is cut where the outermost plane of that box is body in more than CUT_SHARE of the densest plane.
     """
-    inside = volume.array[body_place(volume)]
+    inside = volume.array[place]
     along = int(np.argmax(np.abs(volume.grid.affine[0, :3])))
     limit = AIR_HU if volume.modality == "CT" else AIR_SHARE * float(np.percentile(inside, 99.5))
     profile = (inside > limit).sum(axis=tuple(axis for axis in range(3) if axis != along))

@@ -102,8 +102,13 @@ NAMES = tuple(FACTS)
 SAID = {  # facts that only words tell, see vlm/infer/rereading.py: no network learns them
     "position": Fact("How two structures lie to each other: above, behind, left of.", _CLASS, "pair"),
     "nearer": Fact("Which of two structures is nearer to a third.", _CLASS, "any"),
+    "level": Fact("The vertebra at whose height a structure lies.", _CLASS, "one"),
     "neighbours": Fact("The structures that touch one.", "multilabel", "one"),
     "volume_ratio": Fact("Volume of one structure divided by another's.", _MEASURE, "pair"),
+    "axis_ratio": Fact("Long axis divided by short axis.", _MEASURE, "one"),
+    "sphere_diameter": Fact("Diameter of the sphere of the same volume.", _MEASURE, "one", "mm"),
+    "longest_extent": Fact("The direction in which it extends farthest.", _CLASS, "one"),
+    "slice_range": Fact("The axial slices on which it lies: how many, from which to which.", "counting", "one"),
     "slices": Fact("How many axial slices the scan has.", "counting", "scan"),
     "voxel_size": Fact("Size of a voxel and distance of the slices.", _MEASURE, "scan"),
     "field_of_view": Fact("Size of the scan in mm and voxels.", "open", "scan"),
@@ -129,16 +134,17 @@ UNITS: dict[str, tuple[str, float]] = {
     "inch": ("mm", 1 / 25.4),
 }
 SAID_UNITS = {  # of UNITS -> how they are said
-    "mm3": r"mm\^?3|cubic millimet(?:re|er)s?",
-    "cm3": r"cm\^?3|cubic cent(?:imet(?:re|er)s?)",
+    "mm3": r"mm\^?3|mm³|cubic millimet(?:re|er)s?",
+    "cm3": r"cm\^?3|cm³|cubic (?:cm|cent(?:imet(?:re|er)s?))",
     "mm": r"mm|millimet(?:re|er)s?",
     "cm": r"cm|centimet(?:re|er)s?",
     "ml": r"ml|millilit(?:re|er)s?",
-    "cc": r"cc",
+    "cc": r"cc|ccm",
     "l": r"lit(?:re|er)s?",
     "inch": r"inch(?:es)?",
     "cm2": r"cm\^?2|cm²|square cent(?:imet(?:re|er)s?)",
     "mm2": r"mm\^?2|mm²|square millimet(?:re|er)s?",
+    "%": r"per ?cent",
 }
 
 
@@ -148,14 +154,19 @@ def target_name(fact: str) -> str:
     return name[:1].upper() + name[1:]
 
 
-def asked_unit(text: str) -> str | None:
-    """The unit in which a text wants its answer, a key of UNITS: "how long in cm?", "how many ml"; None without one."""
-    said = (
-        unit
-        for unit, words in SAID_UNITS.items()
-        if re.search(rf"(?:\b(?:in|how many) |\()(?:{words})(?!\w)", text.lower())
-    )
-    return next(said, None)
+def asked_unit(text: str, base: str | None = None) -> str | None:
+    """The unit in which a text wants its answer, a key of UNITS: "how long in cm?", "how many ml", "length, cm"; None
+    without one. base: the unit that is measured; one of another kind is passed over ("the volume in ml and the HU").
+    """
+    line = text.lower()
+    for unit, words in SAID_UNITS.items():
+        if base and UNITS[unit][0] != base:
+            continue
+        if re.search(rf"(?:\b(?:in|how many) |\()(?:{words})(?!\w)", line):
+            return unit
+        if unit != "l" and re.search(rf"[a-z)?][,;:]?\s+(?:{words})\s*(?:please|pls)?\W*$", line):
+            return unit
+    return None
 
 
 def facts_of(kind: str | None, unit: str | None = None, known: tuple[str, ...] = NAMES) -> tuple[str, ...]:

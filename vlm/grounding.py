@@ -23,6 +23,7 @@ from seg_backbone.labels import WORDS, display, is_lesion
 
 SLIPPED = 6  # letters from which a word is recognised with one slip
 LESION = "tumour"  # the structure that every word for a lesion in general names
+NODE = "lymph node"  # a finding that may hold another one
 _ANY_LESION = ("lesion", "lesions", "focal lesion", "focal lesions", "finding", "findings", "abnormality")
 _SIDES = ("left", "right")
 _LATIN_SIDES = {r"dextr(?:a|ae|i|um|us)|dexter": "right", r"sinistr(?:a|ae|i|um|us)|sinister": "left"}
@@ -34,22 +35,31 @@ _TO_LAST = re.compile(
     r"(?:(?:on|of|in|at|to|the|lying|located|situated|seen|found|side|left|right|,|and|or|vs|versus) )*"
 )
 _INSIDE = re.compile(r"(?<![a-z])(?:in|within|inside) (?:(?:the|both|left|right) )*$")
-_HOLDS = re.compile(  # between an organ and its lesion: "the spleen contains a"
-    r"(?:that |which |do?es |do |also |still |really )*(?:contains?|containing|holds?|have|has|having|harbou?rs?|"
+_HOLDS = re.compile(  # between an organ and its lesion: "the spleen contains a", "the kidneys, any"
+    r", (?:(?:is|are) there )?(?:any|an?|how many|number of) (?:focal |visible |other )?"
+    r"|(?:that |which |do?es |do |also |still |really )*(?:contains?|containing|holds?|have|has|having|harbou?rs?|"
     r"harbou?ring|shows?|bears?|carr(?:y|ies)|hosts?|with|without|free (?:of|from)|clear of|(?:is |are )?(?:affected|"
     r"involved|invaded|occupied) by)(?: (?!compared|than|with|and|or|from|to|of|in)[a-z]+){0,3} "
 )
 # "does" is "des" in a normal text, as oedema is edema
 _DOES = re.compile(r"(?:there )?(?:do?es|do|did|can|has|have) (?:(?:the|both|left|right) )*")
 _HOLD = re.compile(r"(?:contain|hold|have|harbou?r|show|bear|carry|host|exhibit|got)\b")
-_EXCEPT = re.compile(
+EXCEPT = re.compile(
     r"\b(?:excluding|except(?: for)?|other than|apart from|aside from|besides|(?:not|without) (?:counting|including)"
     r"|without (?:the|its|their)"
     r"|but not|ignoring|disregarding|leaving out)\b(?P<those>.*)",
     re.IGNORECASE,
 )
+_EXAMPLE = re.compile(  # within a question
+    r"\((?:like|such as|e\.?\s?g\.?|for (?:example|instance)|as in)\b[^)]*\)"
+    r"|^\W*(?:just )?(?:like|as in|similar to|for (?:example|instance)|e\.g\.)\s[^,:;?]*[,:;?]",
+    re.IGNORECASE,
+)
 _OF = re.compile(r"([a-z]+) of (?:(?:the|both|left|right) )*$")
-_LIES_IN = re.compile(r"(?:of|in|on|at|within|inside|from) (?:(?:the|both|left|right) )*")
+_LIES_IN = re.compile(  # between a lesion and its organ
+    r"(?:(?:burden|load|disease|deposits?|volume) )?(?:of|in|on|at|within|inside|from) (?:(?:the|both|left|right) )*"
+    r"|(?:burden|load) , "
+)
 _PREPOSITIONS = "in|within|inside|of|on|at|to|from|by|near|below|beneath|under|before|behind|between|beside|around|with"
 _ENDINGS = (  # plural, singular
     ("s", ""), ("es", ""), ("ies", "y"), ("ae", "a"), ("i", "us"), ("a", "um"), ("ia", "ion"), ("es", "is"),
@@ -118,7 +128,8 @@ def find_mentions(text: str, classes: tuple[str, ...]) -> Mention:
     tumour" the liver is only the place. An empty text names nothing.
     """
     known = _known(classes)
-    if exception := _EXCEPT.search(text):
+    text = _without_example(text)
+    if exception := EXCEPT.search(text):
         return _without(find_mentions(text[: exception.start()], classes), find_mentions(exception["those"], classes))
     words = _words(text, known.vocabulary)
     hits = _with_places(_with_parts(_hits(words, known), words, known), words, known)
@@ -151,9 +162,18 @@ def find_mentions(text: str, classes: tuple[str, ...]) -> Mention:
     general = [hit.start for hit in hits if LESION in hit.names]
     any_kind = any(_gap(words, hit.start, hit.end).strip() in _ANY_LESION for hit in hits if LESION in hit.names)
     for name in classes:
-        if general and is_lesion(name) and (any_kind or "cyst" not in name.lower().split("_")):
+        kind = set(re.split(r"[^a-z]+", name.lower()))
+        if general and is_lesion(name) and "node" not in kind and (any_kind or "cyst" not in kind):
             named.setdefault(name, (general[0], 0))
     of_lesions = bool(general) or any(map(is_lesion, named))
+    own = {organ for (organ, _), label in known.compounds.items() if label.replace(" ", "_") in map(str.lower, named)}
+    others = [other for other in others if other not in own]  # of "bone_metastasis" the bone
+    elsewhere = [other for other in elsewhere if other not in own]
+    direct = {split_side(name)[0] for name in classes}
+    for hit in hits:  # and so the bones that a mask has
+        if hit.names[0] in own and hit.names[0] not in direct and hit.names[0] in _table()["wholes"]:
+            of_hit = {name for name, _ in _members(hit, known)}
+            places, named = places - of_hit, {name: at for name, at in named.items() if name not in of_hit}
     return Mention(
         classes=tuple(sorted(named, key=named.__getitem__)),
         others=tuple(dict.fromkeys(others)),
@@ -317,7 +337,8 @@ def _with_places(hits: list[_Hit], words: list[str], known: _Known) -> list[_Hit
     found = list(hits)
     for n in range(len(found) - 1):
         first, second = found[n], found[n + 1]
-        adjacent = first.end == second.start and _is_finding(second) and not _is_finding(first)
+        organic = not _is_finding(first) or first.names == (NODE,)  # "lymph node metastases"
+        adjacent = first.end == second.start and _is_finding(second) and organic
         between = _gap(words, first.end, second.start)
         after = _is_finding(first) and not _is_finding(second) and _LIES_IN.fullmatch(between)
         if not (adjacent or after):
@@ -361,6 +382,12 @@ def _is_general(number: int, hits: list[_Hit], known: _Known) -> bool:
     hit, own = hits[number], set(_members(hits[number], known))
     beside = (other for other in hits if hit.start == other.end or hit.end == other.start)
     return any(set(_members(other, known)) and set(_members(other, known)) < own for other in beside)
+
+
+def _without_example(text: str) -> str:
+    """A text but for an example in it: "(like liver minus spleen)"; as it is where nothing would be left."""
+    rest = _EXAMPLE.sub(" ", text)
+    return rest if len(rest.split()) > 2 else text
 
 
 def _without(mention: Mention, those: Mention) -> Mention:

@@ -19,7 +19,7 @@ from seg_backbone.lesions import Instance, Instances
 from seg_backbone.predict import Features
 from seg_backbone.relations import Relations
 from seg_backbone.volume import Volume
-from vlm.body import body_grid, is_cut
+from vlm.body import body_place, is_cut
 from vlm.encoders.pooling import CELLS, Cells, instance_features, visual_cells
 from vlm.regions import REGIONS, regions_in_view
 
@@ -70,15 +70,15 @@ def build_scene(
 
     A scan without instances gives arrays of zero rows. Of more than MAX_INSTANCES the largest by volume stay.
     """
-    shown, body = largest(instances), body_grid(volume)
-    visual = visual_cells(features, body, cells)
+    shown, place = largest(instances), body_place(volume)
+    visual = visual_cells(features, volume.grid.cropped(place), cells)
     pooled = instance_features(features, instances, shown, volume.grid)
-    return scene_of(volume, body, shown, classes, untrained, visual, pooled, Relations(instances.map, volume.grid))
+    return scene_of(volume, place, shown, classes, untrained, visual, pooled, Relations(instances.map, volume.grid))
 
 
 def scene_of(
     volume: Volume,
-    body: Grid,
+    place: tuple[slice, ...],
     shown: list[Instance],
     classes: tuple[str, ...],
     untrained: tuple[str, ...],
@@ -86,7 +86,11 @@ def scene_of(
     pooled: np.ndarray,
     relations: Relations | None = None,
 ) -> Scene:
-    """A scene of features that are pooled already, see Scene; without relations boxes stand for the instances."""
+    """A scene of features that are pooled already, see Scene; without relations boxes stand for the instances.
+
+    place: of the body, see `body_place`.
+    """
+    body = volume.grid.cropped(place)
     return Scene(
         source=volume.source,
         modality=volume.modality,
@@ -100,7 +104,7 @@ def scene_of(
         geometry=describe(shown, volume.modality, body),
         facts=scan_facts(volume.modality, body, shown),
         relations=relations or Relations(),
-        cut=is_cut(volume),
+        cut=is_cut(volume, place),
     )
 
 

@@ -51,7 +51,17 @@ def test_gap_parity_with_every_pair(seed: int) -> None:
             worlds = [instances_world(instances, i.id, affine, array.shape) for i in (one, other)]
             assert relations.gap_mm(one, other) == pytest.approx(cdist(*worlds).min())
         nearest = relations.nearest(one, instances.of("b"))
-        assert nearest is min(instances.of("b"), key=lambda i: (round(relations.gap_mm(one, i), 3), -i.volume_ml))
+        assert relations.gap_mm(one, nearest) == pytest.approx(min(relations.gap_mm(one, i) for i in instances.of("b")))
+
+
+def test_of_two_that_it_touches_a_lesion_lies_in_the_one_around_it() -> None:
+    array = np.ones((20, 12, 12))
+    array[:8] = 2
+    array[5:12, 4:8, 4:8] = 3
+    instances, relations = found(array, np.eye(4), {"large": 1, "small": 2, "lesion": 3})
+    large, small, lesion = (only(instances, name) for name in ("large", "small", "lesion"))
+    assert relations.gap_mm(lesion, small) == relations.gap_mm(lesion, large) == 1
+    assert relations.nearest(lesion, instances.list) is large
 
 
 def instances_world(instances: Instances, number: int, affine: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

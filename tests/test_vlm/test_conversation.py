@@ -17,8 +17,9 @@ from vlm.cli import app
 from vlm.data.wordings import enumerate_things, placeholders, read_wordings
 from vlm.facts import FACTS, NAMES
 from vlm.heads.reading import Focus
-from vlm.infer.conversation import ASK, PAIRS, Conversation, Turn, in_full, name_in, resolve
+from vlm.infer.conversation import ASK, PAIRS, Conversation, resolve
 from vlm.infer.engine import Engine, Scan
+from vlm.infer.turns import Turn, in_full, name_in
 from vlm.scene import Scene
 from vlm.schema import Answer, Question
 
@@ -164,6 +165,18 @@ def test_after_a_distance_of_two_and_a_comparison(scan: Scan) -> None:
 def test_several(scan: Scan, line: str, fact: str, ids: tuple[int, ...]) -> None:
     found = resolve(line, [turn(scan.scene, "count", LARGE, MIDDLE, SMALL)], scan.scene)
     assert found and found.fact == fact and tuple(i.id for i in found.subject) == ids
+
+
+def test_the_other_side_after_several_of_one_side(scan: Scan) -> None:
+    follow = resolve("And on the left?", [turn(scan.scene, "count", MIDDLE, SMALL)], scan.scene)
+    assert follow is not None and [i.id for i in follow.subject] == [LARGE]
+
+
+def test_another_unit_asks_for_another_measure(engine: Engine, scan: Scan) -> None:
+    talk = Conversation(engine, scan)
+    talk.turns.append(turn(scan.scene, "long_axis", LARGE))
+    answer = talk.ask("and in ml?")
+    assert answer.unit == "ml" and answer.value == pytest.approx(scan.scene.instances[0].volume_ml, abs=1e-3)
 
 
 def test_thresholds_stay_in_the_full_question(engine: Engine, scan: Scan) -> None:

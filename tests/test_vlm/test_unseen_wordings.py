@@ -6,71 +6,31 @@ The reading given is that of a network without a clue: every instance with one p
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pytest
-from phantoms import features_of
+from abdomen import ML, answer, build_abdomen, read
 
 from seg_backbone.geometry import Grid
-from seg_backbone.lesions import find_instances
-from seg_backbone.volume import Mask, Volume
-from vlm.body import is_cut
+from seg_backbone.volume import Volume
+from vlm.body import body_place, is_cut
 from vlm.data.threshold import Threshold, parse_threshold
-from vlm.facts import FACTS, NAMES, SAID
+from vlm.facts import FACTS, NAMES, SAID, asked_unit
 from vlm.grounding import find_mentions
 from vlm.heads import decode
-from vlm.heads.choose import match_number
+from vlm.heads.choose import match_number, match_option
 from vlm.heads.ranks import LesionRank, parse_lesion_ranks
-from vlm.heads.reading import Reading
+from vlm.infer.mending import mend
 from vlm.infer.rereading import reread
 from vlm.infer.scope import refusal, unmeasured
-from vlm.scene import Scene, build_scene, scene_classes
-from vlm.schema import Question
+from vlm.infer.several import measures_in, statements_in
+from vlm.scene import Scene, scene_classes
 from vlm.wholes import Whole, pieces_of, whole
-
-BLOCKS = [  # label, index box of 2 mm voxels, HU; a later block lies over an earlier one
-    ("liver", np.s_[34:54, 10:34, 16:36], 60),
-    ("spleen", np.s_[4:12, 20:32, 18:30], 50),
-    ("kidney_left", np.s_[8:16, 6:14, 8:20], 30),
-    ("kidney_right", np.s_[40:48, 2:9, 4:14], 34),
-    ("pancreas", np.s_[20:26, 20:24, 18:22], 40),
-    ("pancreas", np.s_[27:30, 20:24, 18:22], 46),
-    ("vertebrae_L1", np.s_[26:32, 4:10, 20:26], 200),
-    ("vertebrae_L2", np.s_[26:32, 4:10, 12:18], 210),
-    ("vertebrae_T12", np.s_[26:32, 4:10, 28:34], 190),
-    ("liver_tumor", np.s_[36:44, 14:22, 20:28], 40),
-    ("liver_tumor", np.s_[48:52, 14:18, 20:24], 44),
-    ("liver_tumor", np.s_[48:50, 26:28, 30:32], 80),
-    ("kidney_tumor", np.s_[10:13, 8:11, 10:13], 35),
-    ("kidney_cyst", np.s_[42:44, 4:6, 6:8], 5),
-]
-LABELS = {name: n + 1 for n, name in enumerate(dict.fromkeys(name for name, _, _ in BLOCKS))}
-ML = 0.008  # a voxel
 
 
 @pytest.fixture(scope="module")
 def abdomen() -> Scene:
-    grid = Grid((60, 40, 40), np.array([[2.0, 0, 0, -60], [0, 2, 0, -40], [0, 0, 2, -40], [0, 0, 0, 1]]))
-    ids, array = np.zeros(grid.shape, np.uint8), np.full(grid.shape, -1000, np.int16)
-    array[2:58, 1:38] = 0
-    for name, place, value in BLOCKS:
-        ids[place], array[place] = LABELS[name], value
-    volume = Volume(array, grid, "CT", "abdomen")
-    instances = find_instances(Mask(array=ids, grid=grid, labels=LABELS), volume)
-    return build_scene(volume, instances, tuple(LABELS), (), features_of(grid))
-
-
-def read(scene: Scene, text: str, fact: str, **how: Any) -> Reading:
-    mention = find_mentions(text, scene_classes(scene))
-    selection = np.full(len(scene.instances), 0.1)
-    question = Question("q", "scan", text, **how)
-    reading = Reading(question, scene, mention, fact, 0.9, selection, parse_threshold(text))
-    return reread(reading, 0.0, NAMES)[0]
-
-
-def answer(scene: Scene, text: str, fact: str, **how: Any) -> dict[str, Any]:
-    return decode(read(scene, text, fact, **how))
+    return build_abdomen()
 
 
 # Lesions ------------------------------------------------------------------------------------------------------------
@@ -90,6 +50,7 @@ def answer(scene: Scene, text: str, fact: str, **how: Any) -> dict[str, Any]:
         ("Volume of the second largest liver lesion?", "volume", 64 * ML),
         ("Volume of the next-to-largest liver tumour?", "volume", 64 * ML),
         ("HU of the smallest liver tumour?", "intensity", 80.0),
+        ("Volume of the bigger liver tumour", "volume", 512 * ML),
         ("What is the mean volume of the liver tumours?", "total_volume", (512 + 64 + 8) * ML / 3),
         ("Combined volume of the liver tumours?", "total_volume", (512 + 64 + 8) * ML),
         ("What percentage of the left kidney is occupied by tumour?", "share", 100 * 27 / (8 * 8 * 12)),
@@ -100,6 +61,25 @@ def answer(scene: Scene, text: str, fact: str, **how: Any) -> dict[str, Any]:
         ("What is the mean density of the bulkier kidney?", "intensity", 30.0),
         ("What is the craniocaudal extent of the biggest kidney?", "craniocaudal", 24.0),
         ("Volume of the left kidney including its tumour", "volume", 8 * 8 * 12 * ML),
+        ("Volume of the uppermost liver tumour", "volume", 8 * ML),
+        ("Volume of the most inferior liver tumour", "volume", 64 * ML),
+        ("What is the volume of the liver tumour closest to the spleen?", "volume", 512 * ML),
+        ("Per cent difference in volume between the spleen and the pancreas", "volume_difference", 700.0),
+        ("Ratio spleen to pancreas", "intensity_ratio", 8.0),
+        ("mean liver tumour volume", "intensity", (512 + 64 + 8) * ML / 3),
+        ("tumour load - liver", "most_affected", 100 * (512 + 64 + 8) / (20 * 24 * 20)),
+        ("Hepatic tumour burden in ml", "share", (512 + 64 + 8) * ML),
+        ("On how many slices does the spleen lie?", "slice", 12),
+        ("Aspect ratio of the spleen, long axis divided by short axis", "long_axis", 1.104),
+        (
+            "Diameter of the largest liver tumour if it were a sphere",
+            "diameter_3d",
+            (6000 * 512 * ML / np.pi) ** (1 / 3),
+        ),
+        ("Narrowest spacing between the outer walls of the spleen and the pancreas", "distance", 18.0),
+        ("How many ROIs are there?", "off_topic", 11),
+        ("Smallest distance from the liver tumours to the left kidney", "distance", float(np.linalg.norm([42, 2, 2]))),
+        ("Which of the liver tumours is the largest and how many ml is it?", "volume", 512 * ML),
     ],
 )
 def test_values(abdomen: Scene, text: str, fact: str, value: float) -> None:
@@ -125,10 +105,91 @@ def test_values(abdomen: Scene, text: str, fact: str, value: float) -> None:
         ("Which is farther from the liver: the spleen or the pancreas?", "distance", "spleen"),
         ("Is the mean density of the spleen above that of the liver?", "intensity", "no"),
         ("Is the spleen denser than 40 HU?", "denser", "yes"),
+        ("Is the liver the largest organ?", "presence", "yes"),
+        ("Is the spleen the longest structure?", "diameter_3d", "no"),
+        ("Does L1 lie above or below L2?", "presence", "above"),
+        ("The lowest tumour lies in which organ?", "box", "kidney_left"),
+        ("pancreas or spleen - which has the bigger volume", "volume", "spleen"),
+        ("Does the patient have a cyst in the left kidney?", "presence", "no"),
+        ("Which ROI has the highest mean HU?", "intensity", "vertebrae_L2"),
+        ("In which direction is the spleen longest?", "long_axis", "from front to back"),
+        ("bigger kidney?", "enlarged", "kidney_left"),
+        ("Is the spleen thicker than the pancreas?", "denser", "yes"),
+        ("What is the biggest contoured organ?", "nearest", "liver"),
+        ("Do you see the liver, the spleen and the pancreas?", "presence", "yes"),
     ],
 )
 def test_choices(abdomen: Scene, text: str, fact: str, choice: str) -> None:
     assert answer(abdomen, text, fact)["choice"] == choice, text
+
+
+def test_several_at_once(abdomen: Scene) -> None:
+    held = answer(abdomen, "Name all organs that contain a lesion", "contents")
+    assert set(held["choices"]) == {"liver", "left kidney", "right kidney"}
+    options = ("liver", "spleen", "left kidney")
+    some = answer(abdomen, "Which of these contain a lesion?", "contents", type="multilabel", options=options)
+    assert set(some["choices"]) == {"liver", "left kidney"}
+    each = answer(abdomen, "Volume of each liver tumour", "volume")
+    assert each["value"] == pytest.approx(512 * ML, abs=1e-3) and "largest liver tumor 4.1" in each["text"]
+    assert measures_in(read(abdomen, "Long axis x short axis of the spleen, cm", "short_axis")) == (
+        "long_axis",
+        "short_axis",
+    )
+    assert measures_in(read(abdomen, "Spleen: long and short axis", "long_axis")) == ("long_axis", "short_axis")
+    spread = read(abdomen, "mean and std of HU in the spleen", "intensity_spread")
+    assert measures_in(spread) == ("intensity", "intensity_spread")
+    assert measures_in(read(abdomen, "Volume of the liver and of the spleen", "volume")) == ("volume",)
+    assert measures_in(read(abdomen, "Is the length or the volume larger?", "volume")) == ("volume",)
+    right = answer(abdomen, "Which organs lie on the patient's right side?", "side")
+    assert set(right["choices"]) == {"liver", "right kidney", "liver tumor", "kidney cyst"}
+    (box,) = answer(abdomen, "Where is the pancreas?", "box")["boxes"]
+    assert (box["min_mm"][0], box["max_mm"][0]) == pytest.approx((-21, -1)), "one organ in two pieces"
+
+
+def test_what_options_tell(abdomen: Scene) -> None:
+    sizes = ("A: under 1 ml", "B: 1 to 10 ml")
+    assert answer(abdomen, "Category of the largest liver tumour?", "size_category", options=sizes)["unit"] == "ml"
+    stated = ("A. The liver is larger than the spleen", "B. The spleen is larger than the liver.")
+    assert statements_in(stated) == ("The liver is larger than the spleen", "The spleen is larger than the liver.")
+    assert statements_in(("the liver", "the spleen")) == ()
+    assert (
+        match_option("vertebrae_L2", ("L1", "L2")) == "L2"
+        and match_option("liver", ("1. liver", "2. spleen")) == "1. liver"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "mended"),
+    [
+        ("Does it exceed fifty-five millimetres?", "Does it exceed 55 millimetres?"),
+        ("Wich kidney has the larger voulme?", "which kidney has the larger volume?"),
+        ("Is one of two tumours wide, with lengths extending?", "Is one of two tumours wide, with lengths extending?"),
+    ],
+)
+def test_slips_and_numbers_in_words(text: str, mended: str) -> None:
+    assert mend(text) == mended
+
+
+def test_units_asked_for() -> None:
+    assert asked_unit("Spleen height, cm") == "cm" and asked_unit("larger than 3 cm") is None
+    assert asked_unit("length in cm and volume in ml", "ml") == "ml"
+
+
+@pytest.mark.parametrize(
+    ("text", "classes", "places"),
+    [
+        ("Are there enlarged nodes in the mediastinum?", ("mediastinal_lymph_node",), ()),
+        ("metastatic burden in the skeleton", ("bone_metastasis",), ()),
+        ("Does the hip contain a metastasis?", ("bone_metastasis",), ("hip_left",)),
+        ("The kidneys, any cyst?", ("kidney_left", "renal_cyst"), ("kidney_left",)),
+        ("Just like liver minus spleen, hip minus kidney?", ("hip_left", "kidney_left"), ()),
+    ],
+)
+def test_names_of_lesions_by_their_organ(text: str, classes: tuple[str, ...], places: tuple[str, ...]) -> None:
+    known = ("mediastinal_lymph_node", "bone_metastasis", "hip_left", "kidney_left", "renal_cyst", "liver", "spleen")
+    mention = find_mentions(text, known)
+    assert set(classes) <= set(mention.classes) and mention.places == places and not mention.others
+    assert "liver" not in mention.classes
 
 
 def test_a_lesion_in_an_organ_whose_lesions_no_label_names_is_refused(abdomen: Scene) -> None:
@@ -245,7 +306,8 @@ def test_what_the_file_says(abdomen: Scene) -> None:
         ("Is the liver completely in view?", "presence"),
         ("How many organs are bigger than the spleen?", "count"),
         ("What lies directly below the spleen?", "box"),
-        ("On how many slices does the tumour lie? I mean how many slices", "count"),
+        ("Is it bigger than a tennis ball?", "enlarged"),
+        ("How heavy is the spleen?", "volume"),
     ],
 )
 def test_what_no_mask_tells(abdomen: Scene, text: str, fact: str) -> None:
@@ -256,10 +318,12 @@ def test_a_crop_of_a_limb_has_no_midline() -> None:
     grid = Grid((30, 30, 10), np.diag([3.0, 3, 3, 1]))
     body = np.full(grid.shape, -1000, np.int16)
     body[:, 5:25] = 0
-    assert is_cut(Volume(body, grid, "CT", "crop"))
+    crop = Volume(body, grid, "CT", "crop")
+    assert is_cut(crop, body_place(crop))
     x, y = np.meshgrid(np.arange(30) - 14.5, np.arange(30) - 14.5, indexing="ij")
     round_body = np.where((x**2 + y**2 < 144)[..., None], 0, np.full(grid.shape, -1000)).astype(np.int16)
-    assert not is_cut(Volume(round_body, grid, "CT", "whole"))
+    scan = Volume(round_body, grid, "CT", "whole")
+    assert not is_cut(scan, body_place(scan))
 
 
 # Numbers ------------------------------------------------------------------------------------------------------------

@@ -36,14 +36,12 @@ AFTER = {  # comparison after the unit
     ">=": rf"(?:or|and)\s+(?:{_MORE}|above|over|up)",
     "<=": rf"(?:or|and)\s+(?:{_LESS}|below|under|down)",
 }
-_WORDS = {  # unit -> attribute -> the words that say it is compared; the attribute of ATTRIBUTES without them
-    "mm": {
-        "short_axis_mm": r"short(?:est)?(?:-| )axis|minor axis",
-        "diameter_3d_mm": r"3-?d\b|in any direction|three[- ]dimension",
-        "craniocaudal_mm": r"cranio-?caudal|top to bottom|head to foot",
-        "anteroposterior_mm": r"antero-?posterior|\bap\b|front to back",
-        "transverse_mm": r"left[- ]to[- ]right",
-    }
+_LENGTHS = {  # attribute -> the words that say that it is compared with a length; the long axis without them
+    "short_axis_mm": r"short(?:est)?(?:-| )axis|minor axis",
+    "diameter_3d_mm": r"3-?d\b|in any direction|three[- ]dimension",
+    "craniocaudal_mm": r"cranio-?caudal|top to bottom|head to foot",
+    "anteroposterior_mm": r"antero-?posterior|\bap\b|front to back",
+    "transverse_mm": r"left[- ]to[- ]right",
 }
 _HU = re.compile(r"\b(?:hu|hounsfield|attenuation|density)\b", re.IGNORECASE)
 _AFTER_UNIT = {  # attribute -> what follows the unit: "10 cm wide"
@@ -119,12 +117,15 @@ def parse_threshold(text: str) -> Threshold | None:
 
 def _threshold(op: str, match: re.Match[str], text: str) -> Threshold:
     _, unit = _unit(match["unit"])
-    after = text[match.end() :]
-    for name, words in _AFTER_UNIT.items():
-        if unit == "mm" and re.match(rf"\s*(?:{words})\b", after, re.IGNORECASE):
-            return Threshold(name, op, _in_base(match["number"], match["unit"]), unit)
-    said = (name for name, words in _WORDS.get(unit, {}).items() if re.search(words, text, re.IGNORECASE))
-    return Threshold(next(said, ATTRIBUTES[unit]), op, _in_base(match["number"], match["unit"]), unit)
+    attribute = _length(text, text[match.end() :]) if unit == "mm" else None
+    return Threshold(attribute or ATTRIBUTES[unit], op, _in_base(match["number"], match["unit"]), unit)
+
+
+def _length(text: str, after: str) -> str | None:
+    """The field that a text compares with a length, by the words after the unit or anywhere; None where none say."""
+    behind = (name for name, words in _AFTER_UNIT.items() if re.match(rf"\s*(?:{words})\b", after, re.IGNORECASE))
+    said = (name for name, words in _LENGTHS.items() if re.search(words, text, re.IGNORECASE))
+    return next(behind, None) or next(said, None)
 
 
 def _in_base(number: str, spelling: str) -> float:

@@ -24,9 +24,9 @@ _DECODERS = {
 }
 
 
-_SAID = dict.fromkeys(("position", "nearer", "neighbours"), "vlm.heads.places") | dict.fromkeys(
-    ("slices", "voxel_size", "field_of_view"), "vlm.heads.acquisition"
-)
+_SAID = dict.fromkeys(
+    ("position", "nearer", "level", "neighbours", "longest_extent"), "vlm.heads.places"
+) | dict.fromkeys(("slices", "slice_range", "voxel_size", "field_of_view"), "vlm.heads.acquisition")
 
 
 def decode(reading: Reading) -> dict[str, Any]:

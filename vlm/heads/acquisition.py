@@ -7,13 +7,16 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
-from vlm.heads.reading import Reading
+from seg_backbone.labels import display
+from vlm.heads.reading import Reading, evidence, none_found
 
 
 def decode(reading: Reading) -> dict[str, Any]:
     """value: the number of slices, or of `voxel_size` their distance in mm; a field of view has none."""
     grid = reading.scene.grid
     axis = grid.axial_axis
+    if reading.fact == "slice_range":
+        return _slice_range(reading)
     parts: dict[str, Any] = {"confidence": reading.fact_probability}
     if reading.fact == "slices":
         count = int(grid.shape[axis])
@@ -31,3 +34,23 @@ def decode(reading: Reading) -> dict[str, Any]:
     size = " x ".join(f"{length:.0f}" for length in spacing * shape)
     voxels = " x ".join(str(n) for n in shape)
     return parts | {"text": f"The field of view is {size} mm, {voxels} voxels ({along})."}
+
+
+def _slice_range(reading: Reading) -> dict[str, Any]:
+    """value: on how many axial slices the structure lies; exact where these run along world z."""
+    instance = reading.one()
+    if instance is None:
+        return none_found(reading)
+    grid, (x, y, _) = reading.scene.grid, instance.center_mm
+    ends = np.array([(x, y, instance.box.min_mm[2]), (x, y, instance.box.max_mm[2])])  # outer faces
+    low, high = np.sort(grid.world_to_voxel(ends)[:, grid.axial_axis])
+    first, last = low + 0.5, high - 0.5
+    count = round(float(last - first)) + 1
+    where = f"from {first:.0f} to {last:.0f}, counted from 0 in the file"
+    text = f"The {display(instance.label)} lies on {count} axial slice{'s' * (count > 1)}, {where}."
+    return {
+        "text": text,
+        "value": count,
+        "evidence": evidence([instance]),
+        "confidence": reading.confidence([instance]),
+    }

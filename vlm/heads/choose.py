@@ -16,12 +16,13 @@ from vlm.heads.reading import Reading, evidence
 _A_NUMBER = re.compile(
     r"((?<![\d\w])-?\d+(?:[.,]\d+)?|(?<=-)\d+(?:[.,]\d+)?)\s*(mm3|cm3|mm2|cm2|mm|cm|ml|cc|hu|litre|l|%)?(?![a-z])"
 )
+_LETTER = re.compile(r"^\W*[a-hA-H][.):]\s+")
 _YES_OR_NO = re.compile(r"\W*(?:[a-d1-9]\W+)?(?:yes|no|true|false)\W*")  # also "(A) yes"
 _SAME = {
     "yes": ("yes", "present", "true", "visible", "positive"),
     "no": ("no", "absent", "false", "not visible", "negative"),
-    "single": ("single", "one", "solitary", "1", "only one"),
-    "multiple": ("multiple", "several", "more than one", "many"),
+    "single": ("single", "one", "solitary", "1", "only one", "unifocal", "isolated"),
+    "multiple": ("multiple", "several", "more than one", "many", "multifocal", "numerous"),
     "ct": ("ct", "computed tomography", "cat scan"),
     "mr": ("mr", "mri", "magnetic resonance", "magnetic resonance imaging"),
     "cystic": ("cystic", "cyst", "fluid"),
@@ -37,7 +38,15 @@ _SAME = {
 
 
 def match_option(value: str, options: tuple[str, ...]) -> str | None:
-    """The option that says `value`, by synonyms, class names and whole words; None where none does."""
+    """The option that says `value`, by synonyms, class names and whole words, whatever letter stands before it; None
+    where none does.
+    """
+    plain = {_LETTER.sub("", option): option for option in reversed(options)}
+    found = _match(value, tuple(plain)[::-1])
+    return None if found is None else plain[found]
+
+
+def _match(value: str, options: tuple[str, ...]) -> str | None:
     wanted = value.lower()
     same = {wanted, *_SAME.get(wanted, ()), display(canonical(value)).lower(), canonical(value)}
     for option in options:
@@ -50,13 +59,22 @@ def match_option(value: str, options: tuple[str, ...]) -> str | None:
             continue
         if wanted in words and not (wanted in ("left", "right") and {"left", "right"} <= words):
             return option
+    if wanted in ("ct", "mr"):  # "T1 MRI"
+        said = [option for option in options if set(re.findall(r"[a-z]+", option.lower())) & set(_SAME[wanted])]
+        return said[0] if len(said) == 1 else None
     if wanted in _SAME or wanted in ("left", "right"):
         return None
     for option in options:  # other words for a class: "renal cyst"
-        mention = find_mentions(option, (value,))
-        if mention.classes and not (mention.others or mention.elsewhere):
+        mention, level = find_mentions(option, (value,)), _level(option)
+        other = mention.others or mention.elsewhere or (level and level != _level(wanted))
+        if mention.classes and not other:
             return option
     return None
+
+
+def _level(name: str) -> list[str]:
+    """What tells the vertebrae apart: of "vertebrae_L1" ["l1"]."""
+    return re.findall(r"[a-z]\d+", name.lower())
 
 
 def match_number(value: float, unit: str | None, options: tuple[str, ...]) -> str | None:
@@ -84,6 +102,13 @@ def match_number(value: float, unit: str | None, options: tuple[str, ...]) -> st
     if inside:
         return inside[0]
     return min(away, key=lambda option: away[option]) if away else None
+
+
+def unit_of(options: tuple[str, ...]) -> str | None:
+    """The unit, as measures have it, of options that are all numbers: "under 5 cm", "5 to 10 cm" -> "mm"; else None."""
+    found = [_A_NUMBER.findall(option.lower()) for option in options]
+    units = {UNITS[unit][0] for numbers in found for _, unit in numbers if unit in UNITS}
+    return units.pop() if len(units) == 1 and all(found) else None
 
 
 def _factor(unit: str, wanted: str | None) -> float:

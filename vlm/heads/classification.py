@@ -13,12 +13,13 @@ import numpy as np
 
 from seg_backbone.labels import display, is_lesion
 from seg_backbone.lesions import Instance
-from vlm.claims import asks_for_less, claimed, counted
+from vlm.claims import asks_for_less, claimed, counted, is_claim
 from vlm.data.threshold import Threshold
+from vlm.data.wordings import enumerate_things
 from vlm.heads import labels, rules
 from vlm.heads.choose import choose, is_yes_or_no, match_option, number
-from vlm.heads.ranks import PLACES, SHOWN, Rank, compared_by, parse_rank, ranked
-from vlm.heads.reading import Reading, a_or_an, evidence, none_found, shown
+from vlm.heads.ranks import FARTHEST_SAID, PLACES, SHOWN, Rank, compared_by, parse_rank, ranked
+from vlm.heads.reading import Reading, a_or_an, evidence, may_hold, none_found, shown
 from vlm.regions import REGIONS, regions_in_view
 
 
@@ -52,9 +53,14 @@ def _presence(reading: Reading) -> dict[str, Any]:
             text = f"No, no {' and no '.join(map(display, lacking))} was found."
             return choose(reading, "no", text, chosen, reading.confidence(chosen))
         text = f"Yes, there is {a_or_an(display(chosen[0].label))}."
-        text = text if len(chosen) == 1 else f"Yes, {len(chosen)} were found."
+        things = dict.fromkeys(f"the {display(i.label)}" for i in chosen)
+        if len(chosen) > 1 and any(is_lesion(i.label) for i in chosen):
+            text = f"Yes, {len(chosen)} were found."
+        elif len(things) > 1:
+            text = f"Yes: {enumerate_things(things)}."
         return choose(reading, "yes", text, chosen, reading.confidence(chosen))
-    return choose(reading, "no", f"No, no {thing} was found.", [], reading.confidence([]))
+    where = f" in the {enumerate_things(map(display, reading.mention.places))}" if reading.mention.places else ""
+    return choose(reading, "no", f"No, no {thing} was found{where}.", [], reading.confidence([]))
 
 
 def _sized(reading: Reading, limit: Threshold, kept: list[Instance], judged: list[Instance]) -> dict[str, Any]:
@@ -132,7 +138,7 @@ def _ranked(reading: Reading, rank: Rank) -> dict[str, Any]:
             f"the mask holds {f'only {len(order)}' if order else 'no'} {kind}{'s' * (len(order) > 1)} to choose from"
         )
         return {"text": f"I cannot tell: {reason}.", "abstained": True, "reason": reason}
-    what, unit = SHOWN[rank.attribute]
+    what, unit = SHOWN.get(rank.attribute, ("", ""))
     unit = unit if unit != "HU" or reading.scene.modality == "CT" else ""
     value, pieces = order[rank.place - 1]
     most = ("lowest", "highest") if rank.attribute == "intensity_mean" else ("smallest", "largest")
@@ -140,8 +146,15 @@ def _ranked(reading: Reading, rank: Rank) -> dict[str, Any]:
     size = f"{shown(value)} {unit}".rstrip()
     name, kind = display(pieces[0].label), "organ" if rank.organs else "structure"
     text = f"The {name} has the {ordinal}{most[not rank.low]} {what} of {len(order)} {kind}s: {size}."
-    if len(order) == 1:
+    if rank.attribute in FARTHEST_SAID:
+        where = FARTHEST_SAID[rank.attribute][not rank.low]
+        text = f"The centre of the {name} lies {ordinal}farthest {where} of {len(order)} {kind}s."
+    elif len(order) == 1:
         text = f"There is no {kind} but the {name}, with a {what} of {size}."
+    asked = set(reading.mention.classes)
+    if len(asked) == 1 and is_claim(reading.question.question):  # "is the liver the largest organ?"
+        answer = "yes" if pieces[0].label in asked else "no"
+        return choose(reading, answer, f"{answer.capitalize()}: {text}", pieces, reading.confidence(pieces))
     return choose(reading, pieces[0].label, text, pieces, reading.confidence(pieces))
 
 
@@ -189,18 +202,21 @@ def _most_affected(reading: Reading) -> dict[str, Any]:
     asked, held = {i.label: i for i in _organs(reading)}, dict[str, list[Instance]]()
     every = [i for i in reading.scene.instances if not is_lesion(i.label)]
     for lesion in lesions:
-        organ = reading.scene.relations.nearest(lesion, every)
+        organ = reading.scene.relations.nearest(lesion, (i for i in every if may_hold(i.label, lesion.label)))
         if organ and organ.label in asked:
             held.setdefault(organ.label, []).append(lesion)
     if not held:
         return none_found(reading)
     volumes = {label: sum(i.volume_ml for i in some) for label, some in held.items()}
     unit, most = "ml", volumes
+    if _BY_NUMBER.search(reading.question.question.lower()):
+        unit, most = "", {label: float(len(some)) for label, some in held.items()}
     if _BURDEN.search(reading.question.question.lower()):
         unit = "%"
         most = {name: 100 * ml / (ml + reading.whole(asked[name]).volume_ml) for name, ml in volumes.items()}
     label = max(most, key=lambda name: most[name])
-    listed = ", ".join(f"{display(name)} {amount:.1f} {unit}" for name, amount in sorted(most.items()))
+    shares = {name: f"{amount:.1f} {unit}" if unit else f"{amount:.0f}" for name, amount in sorted(most.items())}
+    listed = ", ".join(f"{display(name)} {share}" for name, share in shares.items())
     text = f"The {display(label)}. Lesions by the nearest organ: {listed}."
     value = label
     if reading.question.options and match_option(label, reading.question.options) is None:
@@ -285,6 +301,9 @@ def _missing(reading: Reading) -> dict[str, Any]:
 
 _A_SCAN = {"CT": "a CT", "MR": "an MR"}
 _BURDEN = re.compile(r"\b(?:tumou?r|lesion|disease) burden\b|per ?cent|%|\bproportion|\brelative")
+_BY_NUMBER = re.compile(
+    r"\b(?:more|most|number of) (?:\w+ )?(?:lesions|nodules|tumou?rs|mets|metastases|cysts|nodes|masses|deposits)\b"
+)
 _MOST = re.compile(r"\b(?:most|more|higher|highest|greater|greatest|larger|largest)\b")
 _ORDERED = re.compile(
     r"\b(?:rank|order\w*|sort\w*|arrange\w*|ascending|descending|increasing|decreasing|(?:small|larg|bigg)est to)\b"

@@ -34,7 +34,11 @@ def decode(reading: Reading) -> dict[str, Any]:
 
 
 def plural(thing: str) -> str:
-    """tumour -> tumours, mass -> masses, larynx -> larynxes; vertebrae as they are."""
+    """tumour -> tumours, mass -> masses, metastasis -> metastases, larynx -> larynxes; vertebra -> vertebrae."""
+    if thing.endswith("vertebra"):
+        return thing + "e"
     if thing.endswith(("ae", "cartilages", "discs", "lesions")):
         return thing
+    if thing.endswith("sis"):
+        return thing[:-2] + "es"
     return thing + ("es" if thing.endswith(("s", "x", "ch")) else "s")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -15,7 +16,9 @@ from vlm.data.wordings import enumerate_things
 from vlm.facts import FACTS, UNITS, asked_unit
 from vlm.grounding import find_mentions
 from vlm.heads.counting import plural
+from vlm.heads.ranks import chooses
 from vlm.heads.reading import Reading, evidence, none_found, shared_name, shown
+from vlm.plain_words import plain_line
 from vlm.wholes import OF_THE_LARGEST, Whole, pieces_of, whole
 
 _SAYS = {
@@ -30,6 +33,8 @@ _SAYS = {
     "intensity": "The {thing} has a mean {what} of {value}.",
     "intensity_spread": "The {what} of the {thing} has a standard deviation of {value}.",
     "slice": "The {thing} is largest on axial slice {value}, counted from 0 in the file.",
+    "axis_ratio": "The long axis of the {thing} is {value} times its short axis.",
+    "sphere_diameter": "A sphere of the volume of the {thing} has a diameter of {value}.",
     "distance": "The centres of the {a} and the {b} are {value} apart.",
     "gap": "The {a} and the {b} come within {value} of each other (between voxel centres).",
     "volume_difference": "The {a} is {value} larger than the {b}.",
@@ -39,8 +44,10 @@ _SAYS = {
     "share": "The {a} makes up {value} of the {b}.",
     "total_volume": "Together they have a volume of {value}: {things}.",
 }
+MOST_LISTED = 10  # structures of a sum; of more than that classes are listed
 _SIGNED = "The {what} of the {a} minus that of the {b} is {value}."
 _OF_SEVERAL = "The {how} {what} of {number} {things} is {value}: {each}."
+_OF_EACH = "The {what} of each of {number} {things} in {unit}: {each}."
 _CALLED = {  # fact of one instance -> what it is called where that of several is told
     "long_axis": "long axis",
     "short_axis": "short axis",
@@ -52,21 +59,26 @@ _CALLED = {  # fact of one instance -> what it is called where that of several i
     "intensity": "mean attenuation",
 }
 _OF_WHAT = re.compile(r"(?:per ?cent(?:age)?|%|fraction|share|proportion) of (?P<whole>.*)")
-_OF_TWO = re.compile(r"\b(?:less|more|lesser|larger|smaller|bigger|bulkier|denser)\b")  # one of several is meant
+_PER_CENT = re.compile(r"\bper ?cent(?:age)?\b|%")
 _AVERAGE = re.compile(r"\b(?:mean|average|averaged)\b")
 _SUM = re.compile(r"\b(?:sum|total|combined|together|added|altogether)\b")
+_EACH = re.compile(
+    r"\b(?:each|every|individual(?:ly)?|respective(?:ly)?|one by one|per (?:lesion|nodule|tumou?r|structure|organ)"
+    r"|(?:volume|size|length|diameter|height|width|dimension)s)\b"
+)
 _BOTH = re.compile(r"\b(?:both|all|combined|together|overall)\b")
 
 
 class Measured(NamedTuple):
-    """value in the fact's unit, of `instances`; words: what the sentence says besides. says: the sentence, where it is
-    not that of the fact.
+    """value in `unit`, by default the fact's, of `instances`; words: what the sentence says besides. says: the
+    sentence, where it is not that of the fact.
     """
 
     value: float
     instances: list[Instance]
     words: dict[str, str]
     says: str | None = None
+    unit: str | None = None
 
 
 def decode(reading: Reading) -> dict[str, Any]:
@@ -84,7 +96,7 @@ def _of_one(reading: Reading) -> Measured | None:
     how = joined(reading.fact, reading.question.question)
     several = reading.structures()
     family = shared_name(tuple(i.label for i in several if not is_lesion(i.label)))
-    if reading.fact == "intensity" and family and not _OF_TWO.search(reading.question.question.lower()):
+    if reading.fact == "intensity" and family and not chooses(plain_line(reading.question.question)):
         how = "mean"  # of a left lung in lobes
     if how and len(several) > 1:
         return _of_several(reading, several, attribute, how)
@@ -93,28 +105,38 @@ def _of_one(reading: Reading) -> Measured | None:
 
 
 def joined(fact: str, text: str) -> str | None:
-    """How a text wants a measure of several structures in one number: "mean", "total", or None where it does not.
+    """How a text wants a measure of several structures: their "mean", their "total", "each", or None for that of one.
 
     A "mean density" is the mean within each; that of several is wanted by "both" and the like.
     """
     line = text.lower()
     if fact == "intensity":
-        return "mean" if _BOTH.search(line) else None
-    return ("mean" if _AVERAGE.search(line) else "total" if _SUM.search(line) else None) if fact in _CALLED else None
+        return "mean" if _BOTH.search(line) else "each" if _EACH.search(line) else None
+    ways = {"mean": _AVERAGE, "total": _SUM, "each": _EACH} if fact in _CALLED else {}
+    return next((how for how, words in ways.items() if words.search(line)), None)
 
 
 def _of_several(reading: Reading, several: list[Instance], attribute: str, how: str) -> Measured | None:
-    """The sum or the mean over structures; of intensities the mean over all their voxels."""
+    """The sum or the mean over structures, of intensities the mean over all their voxels; of each the largest one's."""
     values = [getattr(instance, attribute) for instance in several]
     if None in values:
         return None
     value = sum(values) / (len(values) if how == "mean" else 1)
-    if reading.fact == "intensity":
+    if how == "each":
+        value = values[0]
+    elif reading.fact == "intensity":
         value = getattr(whole(pieces_of(several)), attribute)
     name, called = plural(reading.thing()), _CALLED[reading.fact].removeprefix("mean ")
     each = enumerate_things(f"{_name(reading, i)} {shown(v)}" for i, v in zip(several, values, strict=True))
-    words = {"how": how, "what": called, "number": str(len(several)), "things": name, "each": each}
-    return Measured(value, several, words, _OF_SEVERAL)
+    words = {
+        "how": how,
+        "unit": FACTS[reading.fact].unit or "",
+        "what": called,
+        "number": str(len(several)),
+        "things": name,
+        "each": each,
+    }
+    return Measured(value, several, words, _OF_EACH if how == "each" else _OF_SEVERAL)
 
 
 def _surface_area(reading: Reading) -> Measured | None:
@@ -126,6 +148,17 @@ def _surface_area(reading: Reading) -> Measured | None:
 def _slice(reading: Reading) -> Measured | None:
     instance = reading.one()
     return _single(reading, instance, None if instance is None else float(instance.slice["index"]))
+
+
+def _axis_ratio(reading: Reading) -> Measured | None:
+    instance = reading.one()
+    ratio = instance.long_axis_mm / instance.short_axis_mm if instance and instance.short_axis_mm else None
+    return _single(reading, instance, ratio)
+
+
+def _sphere_diameter(reading: Reading) -> Measured | None:
+    instance = reading.one()
+    return _single(reading, instance, (6000 * instance.volume_ml / math.pi) ** (1 / 3) if instance else None)
 
 
 def _single(reading: Reading, instance: Instance | None, value: float | None) -> Measured | None:
@@ -144,6 +177,12 @@ def _gap(reading: Reading) -> Measured | None:
 
 
 def _volume_difference(reading: Reading) -> Measured | None:
+    """In ml, or where it is asked for in per cent of the one named second."""
+    if _PER_CENT.search(reading.question.question.lower()) and (pair := reading.pair()):
+        first, second = pair
+        value = 100 * (first.volume_ml - second.volume_ml) / second.volume_ml
+        words = {"a": _name(reading, first), "b": _name(reading, second), "how": "larger" if value > 0 else "smaller"}
+        return Measured(abs(value), [first, second], words, "The {a} is {value} {how} than the {b}.", "%")
     return _of_pair(reading, lambda a, b: a.volume_ml - b.volume_ml, higher_first=True)
 
 
@@ -187,7 +226,12 @@ def _share(reading: Reading) -> Measured | None:
     lesions = [i for i in chosen if is_lesion(i.label)]
     if lesions and (others := [i for i in chosen if not is_lesion(i.label)]):
         part, around = lesions, lesions + others
-        names = {"a": display(lesions[0].label), "b": enumerate_things(dict.fromkeys(display(i.label) for i in others))}
+        kinds = list(dict.fromkeys(display(i.label) for i in lesions))
+        names = {"a": kinds[0], "b": enumerate_things(dict.fromkeys(display(i.label) for i in others))}
+        if len(lesions) > 1:
+            names["a"] = f"{len(lesions)} {plural(kinds[0] if len(kinds) == 1 else 'lesion')}"
+            shown_as = "The {a} make up {value} of the {b}."
+            return Measured(100 * _volume(part) / _volume(around), around, names, shown_as)
     elif pair := reading.pair():
         small, large = sorted(pair, key=lambda i: i.volume_ml)
         if said := _OF_WHAT.search(reading.question.question.lower()):  # "what per cent of the liver is the spleen?"
@@ -214,13 +258,20 @@ def _total_volume(reading: Reading) -> Measured | None:
     chosen = reading.selected()
     if not chosen:
         return None
-    things = enumerate_things(f"{_name(reading, i)} {i.volume_ml:.1f} ml" for i in reading.structures())
+    several = reading.structures()
+    volumes = [(_name(reading, i), i.volume_ml) for i in several]
+    if len(several) > MOST_LISTED:
+        labels = dict.fromkeys(i.label for i in several)
+        volumes = [(display(label), _volume([i for i in several if i.label == label])) for label in labels]
+    things = enumerate_things(f"{name} {volume:.1f} ml" for name, volume in volumes)
     return Measured(_volume(chosen), chosen, {"things": things})
 
 
 _MEASURES: dict[str, Callable[[Reading], Measured | None]] = {
     "surface_area": _surface_area,
     "slice": _slice,
+    "axis_ratio": _axis_ratio,
+    "sphere_diameter": _sphere_diameter,
     "distance": _distance,
     "gap": _gap,
     "volume_difference": _volume_difference,
@@ -233,11 +284,11 @@ _MEASURES: dict[str, Callable[[Reading], Measured | None]] = {
 
 
 def _say(reading: Reading, found: Measured) -> dict[str, Any]:
-    value, unit = found.value, FACTS[reading.fact].unit
+    value, unit = found.value, found.unit or FACTS[reading.fact].unit
     what = "attenuation"
     if reading.scene.modality != "CT" and reading.fact.startswith("intensity"):
         unit, what = None, "signal (arbitrary units)"
-    wanted = reading.question.unit or asked_unit(reading.question.question)
+    wanted = reading.question.unit or asked_unit(reading.question.question, unit)
     base, factor = UNITS.get((wanted or "").lower(), (None, 1.0))
     if wanted and unit and base == unit:
         value, unit = value * factor, wanted

@@ -29,6 +29,11 @@ WAYS = {  # how it is said -> (words, axis of RAS world, direction)
     "to the left of": (r"(?:to the |on the )?left of|further left", 0, -1),
     "to the right of": (r"(?:to the |on the )?right of|further right", 0, 1),
 }
+_EXTENTS = {  # direction of the sides of a box -> the words for it
+    "from left to right": r"transvers|lateral|left|width|wide|\bx\b|\blr\b",
+    "from front to back": r"antero|\bap\b|front|depth|sagittal|\by\b",
+    "from top to bottom": r"cranio|caudal|\bcc\b|\bsi\b|top|height|vertical|longitudinal|\bz\b",
+}
 NEARER = re.compile(r"\b(?:closer|nearer|closest|nearest|farther|further|farthest|furthest)\b")
 EQUAL_MM = 1e-3
 _FARTHER = re.compile(r"\b(?:farther|further|farthest|furthest)\b")
@@ -41,9 +46,17 @@ def way_in(text: str) -> str | None:
     return next((way for way, (words, _, _) in WAYS.items() if re.search(rf"\b(?:{words})\b", line)), None)
 
 
+def _either(text: str) -> list[str]:
+    """The two ways between which a text lets choose: "above or below"; none of a text that says one."""
+    line = re.sub(r"\b(left|right) or (?:to the |on the )?(left|right) of\b", r"\1 of or \2 of", text.lower())
+    said = [way for way, (words, _, _) in WAYS.items() if re.search(rf"\b(?:{words})\b", line)]
+    opposite = len(said) == 2 and WAYS[said[0]][1] == WAYS[said[1]][1]
+    return said if opposite and re.search(r"\bor\b|/|\bvs\b", line) else []
+
+
 def decode(reading: Reading) -> dict[str, Any]:
     """choice (choices of neighbours) in the words of the options where there are any."""
-    return {"position": _position, "nearer": _nearer, "neighbours": _neighbours}[reading.fact](reading)
+    return _READ[reading.fact](reading)
 
 
 def _position(reading: Reading) -> dict[str, Any]:
@@ -55,26 +68,52 @@ def _position(reading: Reading) -> dict[str, Any]:
     assert way is not None, "the words of a position tell the way"
     _, axis, direction = WAYS[way]
     first, second = pair
-    if is_claim(text):
+    other = next(name for name, (_, a, d) in WAYS.items() if a == axis and d == -direction)
+    if _either(text):
+        ahead, lead = direction * (first.center_mm[axis] - second.center_mm[axis]), "The"
+        answer = way if ahead > 0 else other
+    elif is_claim(text):
         ahead = direction * (first.center_mm[axis] - second.center_mm[axis])
         answer = "yes" if ahead > 0 else "no"
-        other = next(name for name, (_, a, d) in WAYS.items() if a == axis and d == -direction)
         lead = f"{answer.capitalize()}: the"
     else:
         first, second = sorted(pair, key=lambda i: -direction * i.center_mm[axis])
-        ahead, answer, other, lead = 1.0, first.label, way, "The"
+        ahead, answer, lead = 1.0, first.label, "The"
     apart = abs(first.center_mm[axis] - second.center_mm[axis])
     where = way if ahead > 0 else other
     said = f"{lead} centre of the {display(first.label)} is {apart:.0f} mm {where} that of the {display(second.label)}."
     return _chosen(reading, answer, said, [first, second])
 
 
+def _longest_extent(reading: Reading) -> dict[str, Any]:
+    """By the box: from left to right, from front to back or from top to bottom."""
+    instance = reading.one()
+    if instance is None:
+        return none_found(reading)
+    sizes = dict(zip(_EXTENTS, instance.box.size_mm, strict=True))
+    longest = max(sizes, key=lambda way: sizes[way])
+    listed = enumerate_things(f"{size:.0f} mm {way}" for way, size in sizes.items())
+    said = f"The {display(instance.label)} extends farthest {longest}: {listed}."
+    options = reading.question.options
+    choice = next((o for o in options if re.search(_EXTENTS[longest], o.lower())), None) if options else longest
+    return {
+        "text": said,
+        "choice": choice,
+        "evidence": evidence([instance]),
+        "confidence": reading.confidence([instance]),
+    }
+
+
 def _nearer(reading: Reading) -> dict[str, Any]:
-    """By the shortest distance between surfaces. The third structure is the one that "closer to" stands before."""
+    """By the shortest distance between surfaces. The third structure is the one that "closer to" stands before, or
+    the one before it where two come after.
+    """
     text = reading.question.question
     towards = _TOWARDS.search(text.lower())
     after = find_mentions(text[towards.end() :] if towards else "", scene_classes(reading.scene)).classes
     ends = _by_label(reading)
+    if len(ends) == 3 and len(both := [label for label in after if label in ends]) == 2:
+        after = tuple(label for label in ends if label not in both)  # "is it closer to the liver or to the spleen?"
     candidates = [end for label, end in ends.items() if not after or label != after[0]]
     if not after or after[0] not in ends or len(candidates) != 2:
         return none_found(reading)
@@ -87,10 +126,26 @@ def _nearer(reading: Reading) -> dict[str, Any]:
     said = f"The {display(near.label)} is nearer to the {display(target.label)}: {gaps[near.id]:.0f} mm against "
     said += f"{gaps[far.id]:.0f} mm for the {display(far.label)} (between {between})."
     answer = wanted.label
-    if is_claim(text):
+    if is_claim(text) and not re.search(r"\bor\b", text.lower()):
         answer = "yes" if wanted is candidates[0] else "no"
         said = f"{answer.capitalize()}. {said}"
     return _chosen(reading, answer, said, [near, far, target])
+
+
+def _level(reading: Reading) -> dict[str, Any]:
+    """The vertebra whose centre is nearest in height to that of the structure."""
+    subject = reading.one()
+    if subject is None:
+        return none_found(reading)
+    spine = [reading.whole(i) for i in reading.scene.instances if i.label.startswith("vertebra") and i.rank == 1]
+    if not spine:
+        reason = "no vertebra is known in this scan"
+        return {"text": f"I cannot tell: {reason}.", "abstained": True, "reason": reason}
+    heights = {i.id: i.box.min_mm[2] <= subject.center_mm[2] <= i.box.max_mm[2] for i in spine}
+    level = min(spine, key=lambda i: abs(i.center_mm[2] - subject.center_mm[2]))
+    where = "at the level of" if heights[level.id] else "nearest in height to"
+    said = f"The centre of the {display(subject.label)} lies {where} the {display(level.label)}."
+    return _chosen(reading, level.label, said, [subject, level])
 
 
 def _neighbours(reading: Reading) -> dict[str, Any]:
@@ -128,3 +183,12 @@ def _chosen(reading: Reading, answer: str, said: str, used: list[Instance]) -> d
     if choice is None:
         return {"text": said, "abstained": True, "reason": f"the answer ({answer}) is none of the options"}
     return {"text": said, "choice": choice, "evidence": evidence(used), "confidence": reading.confidence(used)}
+
+
+_READ = {
+    "position": _position,
+    "nearer": _nearer,
+    "level": _level,
+    "neighbours": _neighbours,
+    "longest_extent": _longest_extent,
+}

@@ -10,33 +10,57 @@ from dataclasses import dataclass
 
 from seg_backbone.labels import is_lesion
 from seg_backbone.lesions import Instance
+from vlm.claims import is_claim
 from vlm.grounding import find_mentions, is_finding
+from vlm.heads.choose import match_option
 from vlm.heads.reading import Reading
 
 _DENSITY = r"(?:mean )?(?:hu|density|attenuation|intensity|signal)"
 _MOST = {  # field of an instance -> the words for most and for least of it
     "volume_ml": (
-        r"(?:largest|highest|greatest|most) volume|largest|biggest|greatest|bulkiest|most (?:voluminous|siz(?:e)?able)",
-        r"(?:smallest|lowest|least) volume|smallest(?: volume)?|tiniest|littlest|least (?:voluminous|siz(?:e)?able)"
+        r"(?:largest|highest|greatest|most) volume|largest|biggest|greatest|bulkiest|most (?:voluminous|size?able)",
+        r"(?:smallest|lowest|least) volume|smallest(?: volume)?|tiniest|littlest|least (?:voluminous|size?able)"
         r"|most diminutive",
     ),
     "diameter_3d_mm": (r"longest", r"shortest"),
     "craniocaudal_mm": (r"tallest", r"flattest"),
     "transverse_mm": (r"widest|broadest", r"narrowest"),
     "intensity_mean": (
-        rf"densest|brightest|most dense|(?:highest|greatest) {_DENSITY}",
-        rf"darkest|least dense|(?:lowest|smallest) {_DENSITY}",
+        rf"densest|brightest(?: {_DENSITY})?|most dense|(?:highest|greatest) {_DENSITY}",
+        rf"darkest(?: {_DENSITY})?|least dense|(?:lowest|smallest) {_DENSITY}",
     ),
 }
-_MORE = {  # field of an instance -> the words for more or less of it
-    "diameter_3d_mm": r"longer|shorter|longest|shortest",
-    "craniocaudal_mm": r"taller|tallest",
-    "transverse_mm": r"wider|broader|narrower|widest|broadest|narrowest",
+_NOT_A_PLACE = rf"(?! (?:{_DENSITY}|mean|average|volume|values?|voxels?|number|burden|points?|share|percentage))"
+_FARTHEST = {  # axis of RAS world -> the words for the one farthest along it and for the one farthest back
+    "x": (
+        r"rightmost|right most|most right|farthest (?:to the )?right",
+        r"leftmost|left most|most left|farthest (?:to the )?left",
+    ),
+    "y": (
+        r"foremost|frontmost|anterior most|most (?:anterior|ventral|frontal)(?:ly)?",
+        r"rearmost|hindmost|backmost|posterior most|most (?:posterior|dorsal)(?:ly)?",
+    ),
+    "z": (
+        rf"uppermost|top ?most|highest{_NOT_A_PLACE}|superior most|most (?:superior|cranial|cephalad|rostral)(?:ly)?",
+        rf"lowest{_NOT_A_PLACE}|lowermost|bottom ?most|inferior most|most (?:inferior|caudal)(?:ly)?",
+    ),
 }
 _OF_TWO = (  # words for the larger and for the smaller of two structures
-    r"larger|bigger|greater|bulkier|more (?:voluminous|siz(?:e)?able|bulky)",
-    r"smaller|littler|tinier|lesser|less (?:voluminous|siz(?:e)?able|bulky)|more diminutive",
+    r"larger|bigger|greater|bulkier|more (?:voluminous|size?able|bulky)",
+    r"smaller|littler|tinier|lesser|less (?:voluminous|size?able|bulky)|more diminutive",
 )
+_RANKED = _MOST | _FARTHEST
+_OF_LESIONS = _RANKED | {  # of lesions "the bigger one" too
+    "volume_ml": tuple(f"{most}|(?:{more})(?! than)" for most, more in zip(_MOST["volume_ml"], _OF_TWO, strict=True))
+}
+FARTHEST_SAID = {"x": ("left", "right"), "y": ("to the back", "to the front"), "z": ("down", "up")}  # farthest ...
+_MORE = {  # field of an instance -> the words for more or less of it, tried in this order
+    "craniocaudal_mm": r"taller|tallest|cranio-?caudal(?:ly)?|top to bottom|head to foot|in height",
+    "transverse_mm": r"wider|broader|narrower|widest|broadest|narrowest|left to right|in width",
+    "anteroposterior_mm": r"deeper|deepest|front to back|antero-?posterior(?:ly)?|in depth",
+    "short_axis_mm": r"thicker|thinner|thickest|thinnest",
+    "diameter_3d_mm": r"longer|shorter|longest|shortest",
+}
 SHOWN = {  # field -> what it is called, and its unit
     "volume_ml": ("volume", "ml"),
     "long_axis_mm": ("long axis", "mm"),
@@ -47,10 +71,17 @@ SHOWN = {  # field -> what it is called, and its unit
     "transverse_mm": ("extent from left to right", "mm"),
     "intensity_mean": ("mean attenuation", "HU"),
 }
+FOLLOWING = re.compile(r"\b(?:of (?:the following|these|those|them)|the following|options?|choices?)\b")
 NUMBERS = {"two": 2, "2": 2, "three": 3, "3": 3, "four": 4, "4": 4, "five": 5, "5": 5}
 PLACES = {"second": 2, "2nd": 2, "third": 3, "3rd": 3, "fourth": 4, "4th": 4, "fifth": 5, "5th": 5}
-_ANY = r"\b(?P<any>(?:organ|structure|thing|object|segment|label)s?)\b"
-_BETWEEN = r"(?:(?:visible|segmented|labell?ed|measured|anatomical|single|known|shown) )*"
+_CHOOSES = re.compile(  # words that choose among several of one name; "larger than" chooses by size, which code does
+    rf" (?:largest|biggest|greatest|smallest|tiniest|longest|densest|other|another|next|first|last|main|dominant|upper"
+    rf"|lower|(?:more|less|most|least) (?:voluminous|size?able|bulky|dense|diminutive)|{'|'.join(PLACES)}"
+    rf"|(?:{'|'.join(_OF_TWO)}|denser)(?! than))(?= )"
+)
+THINGS = r"organ|structure|thing|object|segment|label|roi|contour|region of interest"
+_ANY = rf"\b(?P<any>(?:{THINGS})s?)\b"
+_BETWEEN = r"(?:(?:[a-z]+(?:ed|ible|ical)|single|known|shown|drawn) )*"
 _ASKS = re.compile(r"\b(?:which|what|whats|name|identify|tell me|show|find|give)\b")
 _ENDS = re.compile(r"\s*(?:$|(?:of|in|on|among|here|by|visible|seen|overall|one)\b)")
 _INDEX = "main|dominant|"
@@ -65,10 +96,15 @@ _PROPERTY = re.compile(  # something about the structure is asked for
 )
 
 
+def superlatives() -> str:
+    """A pattern of the words for most or for least of something."""
+    return "|".join(words for directions in _RANKED.values() for words in directions)
+
+
 @dataclass(frozen=True)
 class Rank:
-    """attribute: field of an instance. low: little of it is asked for. place: 1 for the first. organs: lesions do not
-    count. asks: the structure itself is asked for ("which is the largest?"), not something about it.
+    """attribute: field of an instance, or axis. low: little of it is asked for. place: 1 for the first. organs: lesions
+    do not count. asks: the structure itself is asked for ("which is the largest?"), not something about it.
     """
 
     attribute: str
@@ -85,7 +121,7 @@ def parse_rank(text: str, named: int = 0) -> Rank | None:
     or "structure" are not needed.
     """
     line = re.sub(r"[^a-z0-9]+", " ", text.lower().replace("'s", "")).strip()
-    for attribute, directions in _MOST.items():
+    for attribute, directions in _RANKED.items():
         for low, words in enumerate(directions):
             match = re.search(rf"\b(?:(?P<place>{'|'.join(PLACES)}) )?(?:{words})\b", line)
             if match is None:
@@ -97,12 +133,14 @@ def parse_rank(text: str, named: int = 0) -> Rank | None:
                 after = after[thing.end() :]
             elif _ENDS.match(after):
                 thing = re.search(_ANY, before if asked else after) if asked or not before.strip() else None
+                thing = thing or (FOLLOWING.search(line) if asked else None)
             family = (
                 len(after.split()) == 1 and _SIMPLY.fullmatch(before) is not None
             )  # "what is the largest vertebra?"
             if thing or (asked and named > 1 and (_ENDS.match(after) or family)):
-                asks = not _PROPERTY.search(before + after) and bool(asked or not before.strip(" the"))
-                organs = thing is not None and thing["any"].startswith("organ")
+                claim = named == 1 and re.match(r"(?:is|are|was|were) ", before) is not None and is_claim(text)
+                asks = not _PROPERTY.search(before + after) and bool(asked or claim or not before.strip(" the"))
+                organs = thing is not None and thing[0].strip().split()[-1].startswith("organ")
                 return Rank(attribute, bool(low), PLACES.get(match["place"], 1), organs, asks)
     return None
 
@@ -118,7 +156,7 @@ class LesionRank:
 
     def of(self, lesions: list[Instance]) -> list[Instance]:
         """Those meant; fewer, or none, where there are not as many."""
-        measures = ((i, getattr(i, self.attribute)) for i in lesions)
+        measures = ((i, _value(i, self.attribute)) for i in lesions)
         order = sorted(((i, m) for i, m in measures if m is not None), key=lambda pair: pair[1] * (-1, 1)[self.low])
         return [i for i, _ in order[self.first - 1 : self.first - 1 + self.number]]
 
@@ -130,7 +168,7 @@ def parse_lesion_ranks(text: str) -> list[LesionRank]:
     line = " ".join(re.findall(r"[a-z0-9]+", text.lower().replace("'s", "")))
     found = [
         (match.start(), rank)
-        for attribute, directions in _MOST.items()
+        for attribute, directions in _OF_LESIONS.items()
         for low, words in enumerate(directions)
         for match in re.finditer(rf"\b(?:{_INDEX if (attribute, low) == ('volume_ml', 0) else ''}{words})\b", line)
         if (rank := _lesion_rank(line, match, attribute, bool(low)))
@@ -142,7 +180,7 @@ def _lesion_rank(line: str, match: re.Match[str], attribute: str, low: bool) -> 
     before, after = line[: match.start()].split(), line[match.end() :].split()
     ahead = range(len(after[:6]))
     behind = next((n for n in ahead if any(_names_lesion(" ".join(after[n : n + many])) for many in (1, 2))), None)
-    if behind is None and (after or not _ASKS.search(line)):
+    if behind is None and (after[:1] not in ([], ["and"]) or not _ASKS.search(line)):
         return None
     between = after[: behind or 0]
     if _MEASURED.search(" ".join(between)):
@@ -166,10 +204,11 @@ def compared_by(text: str) -> str:
 def ranked(reading: Reading, rank: Rank) -> list[tuple[float, list[Instance]]]:
     """(measure, pieces) of every structure that may be meant, in the order of the rank; pieces largest first.
 
-    Those that the question names, where it names two or more; else all, or all but lesions. The volume of a structure
-    is that of its pieces together, else its largest piece is measured.
+    Those that the question or its options name, where they are two or more; else all, or all but lesions. The volume
+    of a structure is that of its pieces together, else its largest piece is measured.
     """
     named = set(reading.mention.classes) - set(reading.mention.places)
+    named |= {i.label for i in reading.scene.instances if match_option(i.label, reading.question.options)}
     shown = [i for i in reading.scene.instances if not (rank.organs and is_lesion(i.label))]
     among = [i for i in shown if i.label in named]
     pieces: dict[str, list[Instance]] = {}
@@ -193,8 +232,20 @@ def of_two(text: str) -> bool | None:
     return found.pop() if len(found) == 1 else None
 
 
+def chooses(line: str) -> bool:
+    """Whether a plain line chooses among several of one name: "the upper tumour", "the bulkier parotid"."""
+    ahead = (line[match.end() :].split()[:2] for match in _CHOOSES.finditer(line))
+    return any(not _MEASURED.search(" ".join(words)) for words in ahead)  # not "the smallest distance"
+
+
 def _measure(pieces: list[Instance], attribute: str) -> float | None:
     if attribute == "volume_ml":
         return sum(piece.volume_ml for piece in pieces)
-    value: float | None = getattr(pieces[0], attribute)
+    return _value(pieces[0], attribute)
+
+
+def _value(instance: Instance, attribute: str) -> float | None:
+    value: float | None = (
+        instance.center_mm["xyz".index(attribute)] if attribute in _FARTHEST else getattr(instance, attribute)
+    )
     return value

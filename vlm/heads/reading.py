@@ -6,6 +6,7 @@ import itertools
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from seg_backbone.labels import display, is_lesion
 from seg_backbone.lesions import Instance
 from vlm.data.threshold import Threshold
 from vlm.facts import FACTS
-from vlm.grounding import Mention
+from vlm.grounding import Mention, find_mentions, split_side
 from vlm.scene import Scene
 from vlm.schema import Question
 from vlm.wholes import pieces_of, whole
@@ -24,6 +25,9 @@ FURTHER = re.compile(r"\b(second|third|fourth|fifth|2nd|3rd|4th|5th|other|anothe
 SELECT = 0.5  # pointer probability from which an instance is selected
 ALL_FACTS = "*"  # the calibration of facts that have none of their own
 A_PIECE = re.compile(r"\b(?:pieces?|parts?|fragments?|components?|portions?)\b")
+_TISSUES = re.compile(
+    r"bone|bony|osseous|soft tissue|skin|muscle|node|body|whole body|chest|abdom\w+|pelvi\w+|thora\w+"
+)
 CLIP = 1e-4  # confidences are this far from 0 and 1 before their log-odds are taken
 
 
@@ -156,8 +160,9 @@ class Reading:
         return (first, second) if first.label == second.label else (self.whole(first), self.whole(second))
 
     def home(self, lesion: Instance) -> Instance | None:
-        """The structure that a lesion lies in, see Relations."""
-        return self.scene.relations.home(lesion, (i for i in self.scene.instances if not is_lesion(i.label)))
+        """The structure that a lesion lies in, see Relations; of those that its name does not rule out."""
+        organs = (i for i in self.scene.instances if not is_lesion(i.label) and may_hold(i.label, lesion.label))
+        return self.scene.relations.home(lesion, organs)
 
     def confidence(self, instances: list[Instance]) -> float:
         """Probability that fact, selection and masks are all right, taken as independent.
@@ -184,11 +189,20 @@ class Reading:
         return "lesion" if self.mention.lesions or any(map(is_lesion, names)) else shared_name(names) or "structure"
 
 
+@lru_cache(maxsize=4096)
+def may_hold(organ: str, lesions: str) -> bool:
+    """Whether lesions of a class may lie in an organ: a "pancreas_tumour" in no liver; a "tumour" in any."""
+    named = re.sub(r"(?: lymph)? [^ ]+$", "", split_side(lesions)[0].replace("_", " "))
+    if _TISSUES.fullmatch(named) or not find_mentions(named, ()).others:
+        return True
+    return organ in find_mentions(named, (organ,)).classes
+
+
 def shared_name(names: tuple[str, ...]) -> str:
-    """The words that names of a family begin with, but for sides: those of "rib_left_7" and "rib_right_8" are "rib"; ""
-    for names of no family.
+    """The words that names of a family begin with, but for sides and levels: those of "rib_left_7" and "rib_right_8"
+    are "rib", of "vertebrae_L1" and "vertebrae_T12" "vertebra"; "" for names of no family.
     """
-    words = [re.sub(r"\b(?:left|right) ", "", display(name)).split() for name in names]
+    words = [re.sub(r"\b(?:left|right|[CTLS]\d+) ", "", display(name)).split() for name in names]
     shared = (same[0] for same in zip(*words, strict=False) if len(set(same)) == 1)
     return " ".join(itertools.takewhile(lambda word: not word.isdigit(), shared)) if len(names) > 1 else ""
 

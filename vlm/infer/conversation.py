@@ -21,16 +21,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from seg_backbone.labels import display, is_lesion, other_side
+from seg_backbone.labels import display, is_lesion
 from seg_backbone.lesions import Instance
 from vlm.data.threshold import Threshold, parse_threshold
 from vlm.data.wordings import enumerate_things
-from vlm.facts import FACTS, asked_unit
+from vlm.facts import FACTS, UNITS, asked_unit
 from vlm.grounding import Mention, find_mentions, split_side, words_for
 from vlm.heads.reading import Focus
+from vlm.infer.asked import BY_UNIT
 from vlm.infer.engine import Engine, Scan, spoken
-from vlm.infer.plain_words import ARTICLES, FACT_WORDS, FILLER, PRONOUNS
 from vlm.infer.scope import LESION
+from vlm.infer.turns import MOST_NAMED, ORDINALS, Turn, in_full, name_in, spoken_of
+from vlm.plain_words import ARTICLES, FACT_WORDS, FILLER, PRONOUNS
 from vlm.scene import Scene, scene_classes
 from vlm.schema import Answer, Question
 
@@ -48,6 +50,7 @@ HOW_SURE = (
     r"how (?:sure|certain|confident)(?: are you| is (?:it|that|this))?(?: (?:of|about) (?:it|that|this))?"
     r"|are you (?:sure|certain)|(?:what is )?(?:your|the|its) confidence(?: of (?:it|that|this))?"
 )
+HOLDER = r"(?:in )?which (?:one|organ|structure|bone|kidney|lung|lobe|vertebra)(?: is it(?: in)?)?"
 THIS = r"(?:this|that|the same|said)"
 OTHER = r"(?:the )?other(?: one| side)?"
 ONE = r"ones?"
@@ -67,9 +70,8 @@ SIZES = (
     r"\d[\d ]*(?:mm|cm|ml|cc|l)[23]?|(?:no |not )?(?:larger|bigger|greater|smaller|longer|shorter|more|less)(?: than)?"
     r"|over|under|above|below|exceeding|at least|at most|or"
 )
-_MANY = r"they|them|these|those|both(?: of (?:them|these|those))?|(?:the|these|those) two(?: of them)?|their"
-_SINGLE = r"\b(?:it|this one|that one|(?<=is )(?:this|that)(?= [a-z]+\W*$))\b"
-MOST_NAMED = 4  # structures that one question names
+
+
 # The full question that a fact asks, in the words of vlm/data/wordings.yaml. Facts not named here are never inherited.
 ASK = {
     "presence": "Is {things} visible in this scan?",
@@ -104,32 +106,10 @@ ASK_SIZED = {
     "box": "Where is {things} {size}?",
 }
 COMPARED = {">": "larger than", ">=": "at least", "<": "smaller than", "<=": "at most"}
-ORDINALS = {1: "largest", 2: "second largest", 3: "third largest", 4: "fourth largest", 5: "fifth largest"}
+
 COMPARISONS = ("larger", "denser")
 OF_SEVERAL = ("presence", "count", "box")  # facts of any number of instances; the others are of one, or of a pair
 PAIRS = tuple(fact for fact in ASK if FACTS[fact].takes == "pair")
-
-
-@dataclass(frozen=True)
-class Turn:
-    """One question as typed, as it was asked in full, and its answer.
-
-    fact: what was asked for. subject: the instances it was about. target: the other end of a distance or comparison.
-    names: the structures it was about, class names or other anatomy; () where it was about none.
-    """
-
-    question: str
-    asked: str
-    answer: Answer
-    fact: str
-    subject: tuple[Instance, ...] = ()
-    target: tuple[Instance, ...] = ()
-    names: tuple[str, ...] = ()
-
-    def to_json(self) -> dict[str, Any]:
-        """{"question", "asked" where it differs, "answer"}."""
-        asked = {"asked": self.asked} if self.asked != self.question else {}
-        return {"question": self.question, **asked, "answer": self.answer.to_json()}
 
 
 @dataclass(frozen=True)
@@ -163,7 +143,7 @@ class Conversation:
         """
         turn = self._again(text)
         if turn is None:
-            several = len(_spoken_of(text, self.turns)) > 1  # "compare the two" after two questions of one each
+            several = len(spoken_of(text, self.turns)) > 1  # "compare the two" after two questions of one each
             follow = None if several else resolve(text, self.turns, self.scan.scene)
             turn = self._reply(text, follow) if follow else self._alone(text)
         self.turns.append(turn)
@@ -189,12 +169,23 @@ class Conversation:
                 said = f"That was not answered: {last.answer.reason}."
             answer = replace(last.answer, type="open", text=said, value=None, unit=None, choice=None, choices=None)
             return replace(last, question=text, asked=text, answer=replace(answer, boxes=None, interval=None))
+        lesion = len(last.subject) == 1 and is_lesion(last.subject[0].label)
+        if lesion and last.fact in OF_SEVERAL and re.fullmatch(HOLDER, line):
+            asked = _full("nearest", [name_in(self.scan.scene, last.subject[0])], [], None)
+            answer, _ = self.engine.reply(self.scan, self._question(asked), Focus("nearest", (last.subject[0].id,)))
+            return replace(last, question=text, asked=asked, answer=answer, fact="nearest")
         unit = asked_unit(re.sub(AGAIN, "in ", line)) if re.match(AGAIN, line) and len(line.split()) < 9 else None
         if unit and FACTS[last.fact].kind == "measurement" and not last.answer.abstained:
             ids = tuple(i.id for i in (*last.subject, *last.target))
+            fact, base = last.fact, UNITS[unit][0]
             question = replace(self._question(last.asked), unit=unit)
-            answer, _ = self.engine.reply(self.scan, question, Focus(last.fact, ids))
-            return replace(last, question=text, answer=answer)
+            if fact == "volume_difference" and unit == "%":
+                question = self._question(f"{last.asked} In per cent.")
+            elif FACTS[fact].takes == "one" and base != FACTS[fact].unit and base in BY_UNIT:
+                fact, names = BY_UNIT[base], [name_in(self.scan.scene, i) for i in last.subject]
+                question = replace(self._question(_full(fact, names, [], None)), unit=unit)  # "and in ml?"
+            answer, _ = self.engine.reply(self.scan, question, Focus(fact, ids))
+            return replace(last, question=text, asked=question.question, answer=answer, fact=fact)
         return None
 
     def _alone(self, text: str) -> Turn:
@@ -211,7 +202,8 @@ class Conversation:
             answer, reading = self.engine.reply(self.scan, self._question(text), focus)
         subject, mention = _in_evidence(answer, self.scan.scene), reading.mention
         if answer.abstained and not subject:
-            subject = tuple(i for i in self.scan.scene.instances if i.label in mention.classes)
+            about = mention.places or mention.classes
+            subject = tuple(i for i in self.scan.scene.instances if i.label in about)
             subject = subject if len(subject) <= MOST_NAMED else ()
         named = [instance.label for instance in subject] or [*mention.classes, *mention.others]
         named = named or ([LESION] if mention.lesions else [])
@@ -240,48 +232,6 @@ def _is_unnamed(mention: Mention, text: str) -> bool:
     """Whether a text speaks of "it" and names nothing."""
     named = mention.classes or mention.others or mention.lesions
     return not named and re.search(r"\b(?:it|its|this one|that one)\b", text.lower()) is not None
-
-
-def in_full(text: str, turns: list[Turn], scene: Scene) -> str:
-    """A question that names something besides "it", with the names of what was last spoken of in the place of pronouns:
-    "does it contain a lesion?" -> "does the right kidney contain a lesion?". Of "they" and "the two" those of the last
-    two turns; "the other kidney" is the one of the other side. As it is where nothing was spoken of.
-    """
-    last = _spoken_of(text, turns) or next((turn.subject for turn in reversed(turns) if turn.subject), ())
-    names = list(dict.fromkeys(name_in(scene, i) for i in last))
-    if not names or len(names) > MOST_NAMED:
-        return text
-    if len(names) == 1:
-        text = _other_side(text, last[0], scene)
-        text = re.sub(r"\bits\b", f"the {names[0]}'s", text, flags=re.IGNORECASE)
-        return re.sub(_SINGLE, f"the {names[0]}", text, flags=re.IGNORECASE)
-    together = enumerate_things(f"the {name}" for name in names)
-    text = re.sub(r"\btheir\b(.*?)(?=[?.]|$)", rf"the\1 of {together}", text, count=1, flags=re.IGNORECASE)
-    text = re.sub(r"\bfrom (?:each other|one another)\b", "", text, flags=re.IGNORECASE)
-    return re.sub(rf"\b(?:{_MANY})\b", together, text, count=1, flags=re.IGNORECASE)
-
-
-def _spoken_of(text: str, turns: list[Turn]) -> tuple[Instance, ...]:
-    """What "they" or "the two" stand for: both ends of the last turn, or the single subjects of the last two; () where
-    they are what a single turn was about, or the text says neither.
-    """
-    about = [turn for turn in turns if turn.subject]
-    if not about or not re.search(rf"\b(?:{_MANY})\b", text, re.IGNORECASE):
-        return ()
-    last = about[-1]
-    if last.target:
-        return (*last.subject, *last.target)
-    if len(last.subject) == 1 and len(about) > 1 and len(about[-2].subject) == 1:
-        return tuple({i.id: i for i in (*about[-2].subject, *last.subject)}.values())
-    return ()
-
-
-def _other_side(text: str, instance: Instance, scene: Scene) -> str:
-    """ "The other kidney" as the one of the other side, where the labels have it."""
-    twin = other_side(instance.label)
-    if twin is None or twin not in scene_classes(scene):
-        return text
-    return re.sub(r"\bthe other (?:one|side|\w+)\b", f"the {display(twin)}", text, flags=re.IGNORECASE)
 
 
 def resolve(text: str, turns: list[Turn], scene: Scene) -> FollowUp | None:
@@ -342,15 +292,6 @@ def resolve(text: str, turns: list[Turn], scene: Scene) -> FollowUp | None:
     return FollowUp(_full(fact, ours, theirs, said.threshold), fact, subject, target, names)
 
 
-def name_in(scene: Scene, instance: Instance) -> str:
-    """What to call an instance so that no other is meant: "left parotid gland", "second largest tumour"."""
-    count = sum(i.label == instance.label for i in scene.instances)
-    if count == 1 or (instance.rank == 1 and not is_lesion(instance.label)):
-        return display(instance.label)
-    place = ORDINALS.get(instance.rank, f"number {instance.rank} by size")
-    return f"{'smallest' if instance.rank == count else place} {display(instance.label)}"
-
-
 # Parsing a line -----------------------------------------------------------------------------------------------------
 
 
@@ -387,6 +328,7 @@ class _Said:
 
 def _parse(text: str, before: Turn) -> _Said:
     """The parts of a line. before: the turn whose fact an ellipsis goes on with."""
+    text = re.sub(r"\bone['’]s\b", "one", text)
     line = " " + re.sub(LEAD, "", re.sub(r"[^a-z0-9%]+", " ", text.lower()).strip() + " ")
     if before.subject:
         place = ORDINALS.get(before.subject[0].rank + 1, "last")
@@ -446,6 +388,8 @@ def _meant(phrase: _Phrase, mention: Mention, before: Turn, scene: Scene) -> tup
         pool = before.subject if len(before.subject) > 1 else _family(before, scene)
     else:
         return before.subject
+    if phrase.side and not any(i.side == phrase.side for i in pool):
+        pool = _family(before, scene)
     if phrase.side:
         pool = tuple(i for i in pool if i.side == phrase.side)
     if phrase.other:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +22,12 @@ from seg_backbone.volume import Mask, Volume, require_same_grid
 from vlm.encoders import Encoder, build_encoder
 from vlm.facts import FACTS
 from vlm.heads import decode
-from vlm.heads.choose import match_number
+from vlm.heads.choose import match_number, match_option
 from vlm.heads.reading import Focus, Reading
+from vlm.infer.mending import mend
 from vlm.infer.rereading import reread
 from vlm.infer.scope import not_understood, refusal, told_in_part, unclear, unmeasured
+from vlm.infer.several import extents_compared, measures_in, ranks_in, statements_in, with_options
 from vlm.model import CONFIG, Opened, VisionLanguageModel
 from vlm.scene import Scene, build_scene
 from vlm.schema import Answer, Question, check_type
@@ -127,6 +129,11 @@ class Engine:
             found = f"{length} characters"
             raise QuestionError("question", f"at most {LONGEST_TEXT} characters with its options", found, "shorten it")
         started = time.perf_counter()
+        given, question = question, with_options(replace(question, question=mend(question.question)))
+        if statements := statements_in(question.options):
+            return self._which_is_right(scan, question, statements, focus)
+        if focus is None and (each := ranks_in(question)):
+            return self._each(scan, each)
         reading, off_topic = self.model.interpret(scan.scene, scan.opened, question, focus)
         if focus is None:
             reading, off_topic = reread(reading, off_topic, self.model.config.facts)
@@ -148,18 +155,70 @@ class Engine:
             }
             parts["confidence"] = off_topic if off_topic >= 0.5 else reading.fact_probability
         else:
-            parts = {"type": str(kind)} | told_in_part(reading, _chosen(decode(reading), question), scan.given_mask)
+            parts = {"type": str(kind)} | told_in_part(reading, _chosen(_told(reading), question), scan.given_mask)
+        if question.options != given.options and (
+            chosen := parts.get("choice") or "; ".join(parts.get("choices") or ())
+        ):
+            parts["text"] += f" Answer: {chosen}."
         seconds = time.perf_counter() - started
         return Answer(id=question.id, seconds=seconds, model=self.version, **parts), reading
+
+    def _which_is_right(
+        self, scan: Scan, question: Question, statements: tuple[str, ...], focus: Focus | None
+    ) -> tuple[Answer, Reading]:
+        """The first option whose statement is so, each judged as a yes/no question; an abstention where none is."""
+        seconds = 0.0
+        for option, statement in zip(question.options, statements, strict=True):
+            answer, reading = self.reply(scan, replace(question, question=statement, options=(), type=None), focus)
+            seconds += answer.seconds
+            if answer.choice == "yes":
+                text = f"{statement.rstrip('.')}. {re.sub('^Yes[:.,] ', '', answer.text)}"
+                answer = replace(answer, type="classification", choice=option, text=text, seconds=seconds)
+                return replace(answer, value=None, unit=None), reading
+        reason = "none of the statements was found to be right"
+        parts: dict[str, Any] = {"text": f"I cannot tell: {reason}.", "abstained": True, "reason": reason}
+        return Answer(id=question.id, type="classification", seconds=seconds, model=self.version, **parts), reading
+
+    def _each(self, scan: Scan, questions: tuple[Question, ...]) -> tuple[Answer, Reading]:
+        """The answers to several questions as one: the sentences and the evidence of all, the value of the first
+        that has one.
+        """
+        (first, reading), *others = (self.reply(scan, question) for question in questions)
+        answers = [first, *(answer for answer, _ in others)]
+        told = next((answer for answer in answers if not answer.abstained), first)
+        choices = tuple(answer.choice for answer in answers if answer.choice)
+        evidence = {item["instance"]: item for answer in answers for item in answer.evidence}
+        answer = replace(
+            told,
+            text=" ".join(answer.text for answer in answers),
+            evidence=tuple(evidence.values()),
+            confidence=min(answer.confidence for answer in answers),
+            seconds=sum(answer.seconds for answer in answers),
+        )
+        if len(choices) == len(answers) and questions[0].type is None:
+            answer = replace(answer, type="multilabel", choice=None, choices=choices)
+        return answer, reading
 
     def stream(self, scan: Scan, question: str | Question) -> Iterator[str | Answer]:
         """The words of the answer's text one by one, then the Answer itself."""
         yield from spoken(self.ask(scan, question))
 
 
+def _told(reading: Reading) -> dict[str, Any]:
+    """The parts of an answer; of several measures those of the first, and the sentences of all."""
+    if compared := extents_compared(reading):
+        return compared
+    parts, *more = (decode(replace(reading, fact=fact)) for fact in measures_in(reading))
+    return parts | {"text": " ".join([parts["text"], *(other["text"] for other in more)])}
+
+
 def _chosen(parts: dict[str, Any], question: Question) -> dict[str, Any]:
-    """The parts of an answer, of a number with the option that it fits where the question has options."""
-    value = parts.get("value")
+    """The parts of an answer, with the option that a number fits or that names what the boxes hold, where the question
+    has options.
+    """
+    value, found = parts.get("value"), {box["label"] for box in parts.get("boxes") or ()}
+    if len(found) == 1 and question.options and parts.get("choice") is None:
+        return parts | {"choice": match_option(found.pop(), question.options)}
     if value is None or not question.options or parts.get("choice") is not None:
         return parts
     return parts | {"choice": match_number(float(value), parts.get("unit"), question.options)}

@@ -12,55 +12,16 @@ from seg_backbone.lesions import Instance
 from vlm.claims import is_claim
 from vlm.data.wordings import enumerate_things
 from vlm.facts import FACTS
-from vlm.grounding import Mention, find_mentions, is_finding, split_side, words_for
-from vlm.heads.reading import Reading
-from vlm.infer.plain_words import PRONOUNS, is_bare
+from vlm.grounding import Mention, is_finding
+from vlm.heads.ranks import parse_lesion_ranks, parse_rank
+from vlm.heads.reading import Reading, may_hold
+from vlm.plain_words import PRONOUNS, is_bare, phrase_in, plain_line, says
 from vlm.scene import Scene, scene_classes
 
 LESION = "lesion"  # what is missing where no class of the mask holds lesions
 OFF_TOPIC = 0.5  # probability of "not about the scan" from which the model abstains
-ANY_WILL_DO = re.compile(r"\b(organs?|structures?|things?|findings?|largest|biggest|smallest)\b")
 OF_ALL = ("total_volume", "share", "count", "multiplicity", "most_affected", "outlier", "clustered")  # of all named
-STATE = re.compile(  # at the end of a question
-    r"^(?:is|are|does|do|looks?|has|have) (?:the|this|that|these|it|they)\b.* (\w*compressed|displaced|invaded"
-    r"|infiltrated|involved|full|empty|infiltrating|distended|patent|invasive|malignant|benign|(?:ab)?normal|healthy|enhancing|necrotic|calcified|broken|inflamed|infected|operable"
-    r"|resectable|aggressive|curable|dangerous|painful|growing|dilated|narrowed|thickened|intact|damaged)\W*$"
-)
 JUDGED = ("fatty", "asymmetric", "outlier", "clustered", "modality", "region")  # facts whose rules have such words
-SIZE = re.compile(r"\b(?:size[ds]?|large|big|small|volume)\b")
-RELATION = re.compile(
-    r"\b(?:within \d|(?:left|right|front|anterior|posterior|superior|inferior|medial|lateral) (?:of|to) "
-    r"|above the|below the|behind|beneath|beside|near|next to|between|surround\w*|displac\w*|compress\w*|invad\w*"
-    r"|infiltrat\w*|encas\w*|extend\w* (?:in)?to|reach\w*|grow\w* into|enter\w*|cross\w*|obstruct\w*|spread\w* to"
-    r"|arise\w*)"
-)
-NOT_SEEN = re.compile(  # of the scan and the patient what no voxel or mask tells here
-    r"\b(?:contrast|enhance\w*|phase|t1|t2|weighted|weighting|sequence|male|female|man or|woman|sex|gender|age|old|"
-    r"quality|arte?i?facts?|motion|scanner (?:model|brand)|vendor|manufacturer|field strength|tesla|kvp?|tube voltage|"
-    r"radiation dose|plane|reconstruction kernel|supine|prone|fasted|pregnan\w*)\b"
-)
-SCAN_KIND = re.compile(r"\b(?:ct|mri?|modality)\b.* or .*\b(?:ct|mri?)\b|hounsfield")
-_IN_BETWEEN = re.compile(
-    r"\bwhat(?:'?s| structures?| organs?)?(?: (?:is|are|lies?))? (?:between|(?:directly |just |right )?(?:above|below"
-    r"|beneath|under|behind|in front of|(?:anterior|posterior|superior|inferior|cranial|caudal) to))\b"
-)
-_UNLIKE = re.compile(r"\b(?:larger|bigger|greater|smaller|longer|shorter|wider|taller|denser|heavier) than an? ")
-MODALITY = re.compile(
-    r"\b(?:modalit\w*|techni\w*|cts?|mris?|mr|mra|tomogra\w*|resonance|magnet\w*|x-?rays?|scanner|scan|scanned|imag\w*|exam\w*|study"
-    r"|acqui\w*|hounsfield|voxels?|machine|dicom|radiograph\w*|pet|ultrasound|method|device|picture\w*|volume|series|data\w*|file)\b"
-)
-RATIO = re.compile(r"\b(?:ratio|quotient|times|\w*fold|factor)\b")
-DENSITY = re.compile(
-    r"\b(?:\w*dens\w*|hu|hounsfield|attenuat\w*|bright\w*|dark\w*|intens\w*|signals?|gr[ae]y|enhanc\w*|ct n\w+)\b"
-)
-OTHER_MEASURES = re.compile(  # what people ask for and no fact measures
-    r"\b(?:(?:min(?:imum|imal)?|max(?:imum|imal)?|median|peak|modal) (?:hu|hounsfield|density|intensity|attenuation"
-    r"|signal|value)|(?:lowest|highest) (?:voxel|value|pixel)|perimeter|circumference|sphericity|roundness|compactness"
-    r"|curvature|angle|weight|equivalent diameter|sphere|grams?|kilograms?|dose"
-    r"|suv\w*|uptake|perfusion|diffusion|adc|stiffness"
-    r"|growth rate|doubling time|wall thickness|thickness of the wall|ejection fraction|blood flow|blood pressure"
-    r"|temperature|(?:previous|prior|last|earlier) (?:scan|study|exam\w*|visit|time))\b"
-)
 UNNAMED = (
     "presence",
     "multiplicity",
@@ -69,10 +30,6 @@ UNNAMED = (
     "total_volume",
     "share",
 )  # facts that need a name for what is meant
-HINTS = re.compile(
-    rf"\b(?:{PRONOUNS}|this|that|one|anything|something|abnormal\w*|patholog\w*|suspicious|anomal\w*|malignan\w*|disease"
-    r"|limbs?|thighs?|legs?|arms?|forearms?|cal(?:f|ves)|shoulders?|buttocks?)\b"
-)
 UNSURE = 0.35  # probability of the fact below which the question was not understood
 FOREIGN = re.compile(  # words of questions in French, German, Spanish, Italian, Portuguese and Dutch
     r"\b(?:le|la|les|du|des|est|quel|quelle|où|combien|une|dans|il|sur|taille|der|die|das|ist|wie|gibt|es|ein|eine|wo"
@@ -83,6 +40,7 @@ FOREIGN = re.compile(  # words of questions in French, German, Spanish, Italian,
 ENGLISH = re.compile(
     r"\b(?:the|is|are|of|what|which|how|where|does|do|there|this|that|it|in|on|an|any|has|have|from)\b"
 )
+ORDINARY = "approximate approximately rough roughly estimated maximal minimal grade graded rate"
 WORDINGS = Path(__file__).parents[1] / "data" / "wordings_train.yaml"
 THE_SCAN = re.compile(r"\b(this|that) (scan|image|study|exam\w*|patient|person|subject|ct|mri?|volume|series|case)\b")
 
@@ -115,15 +73,9 @@ def unknown(scene: Scene, mention: Mention) -> tuple[str, ...]:
     """
     blind = [display(name) for name in mention.classes if name in scene.untrained]
     named = [name for name in (scene_classes(scene) if mention.lesions else mention.classes) if is_lesion(name)]
-    serve = any(_serves(name, mention) for name in named)
+    serve = any(not mention.places or any(may_hold(place, name) for place in mention.places) for name in named)
     lesions = [LESION] if (mention.lesions or (named and mention.places)) and not serve else []
     return *mention.others, *blind, *lesions
-
-
-def _serves(name: str, mention: Mention) -> bool:
-    """Whether a class of lesions holds those asked about: "kidney_cyst" not those in the liver."""
-    organ = find_mentions(" ".join(split_side(name)[0].split("_")[:-1]), ()).others
-    return not organ or not mention.places or any(organ[0] in words_for(place) for place in mention.places)
 
 
 def told_in_part(reading: Reading, parts: dict[str, Any], given: bool) -> dict[str, Any]:
@@ -155,45 +107,50 @@ def unmeasured(reading: Reading) -> str | None:
     quantity that is not measured ("the perimeter", "the median HU").
     """
     text, fact = reading.question.question.lower(), reading.fact
+    line = plain_line(text)
     clauses = [clause for clause in re.split(r"[.;,!]\s", text) if len(clause.split()) > 2] or [text]
-    other = OTHER_MEASURES.search(clauses[-1])  # "The dose depends on it. What is its volume?"
+    other = phrase_in("other_measures", plain_line(clauses[-1]))  # "The dose depends on it. What is its volume?"
     if other and ":" not in fact and FACTS[fact].takes != "scan":
-        return f"no {re.sub('hu$', 'HU', other[0])} is measured here"
+        return f"no {re.sub('hu$', 'HU', re.sub('heav.*|weigh.*', 'weight', other))} is measured here"
     if fact in ("modality", "region", "findings", "off_topic"):
-        if NOT_SEEN.search(text) and not reading.mention.classes and not SCAN_KIND.search(text):
+        if says("not_seen", line) and not reading.mention.classes and not says("scan_kind", line):
             return "contrast, sequence, plane, quality and who the patient is are not read off the scan here"
-        return None if fact != "modality" or MODALITY.search(text) else "it is not clear what is asked for"
-    if fact in ("count", "slice") and re.search(r"\bhow many (?:axial )?(?:slices|images|sections)\b", text):
-        return "on how many slices something lies is not told, but its extent from top to bottom is"
-    if re.search(
-        r"\bmost (?:inferior|superior|caudal|cranial|anterior|posterior|ventral|dorsal|lateral|medial)\b", text
-    ):
+        return None if fact != "modality" or says("of_the_scan", line) else "it is not clear what is asked for"
+    if says("farthest", line) and not (parse_rank(text, len(reading.mention.classes)) or parse_lesion_ranks(text)):
         return "which structure lies farthest in a direction is not told, only how two of them lie"
     if fact == "count" and not reading.threshold and re.search(r"er than the\b", text):
         return "structures are counted against a size in numbers, not against another structure"
-    if fact == "presence" and re.search(
-        r"\b(?:complete(?:ly)?|entire(?:ly)?|fully|part(?:ly|ially)|cut off|truncated)\b", text
-    ):
+    if fact == "presence" and says("in_view", line):
         return "a mask tells that something is there, not whether all of it is in view"
-    if fact == "presence" and not reading.threshold and _UNLIKE.search(text):
+    compared = ("presence", "enlarged", "larger")
+    if fact in compared and not reading.threshold and says("than_something", line):
         return "it is not clear what it is compared with"
     if fact == "fatty" and not re.search(r"liver|hepat|steato", text):
         return "whether a structure holds fat is told of the liver alone"
-    ratio = RATIO.search(text) and not DENSITY.search(text) and FACTS[fact].kind == "measurement"
-    if ratio and fact not in ("volume_ratio", "share", "total_volume"):
+    ratio = says("a_ratio", line) and not says("of_density", line) and FACTS[fact].kind == "measurement"
+    if ratio and fact not in ("volume_ratio", "axis_ratio", "share", "total_volume"):
         return "no such ratio of sizes is measured here, but that of two volumes is"
     mention = reading.mention
     things = {name for name in mention.classes if not is_lesion(name)} | set(mention.others)
     things |= {LESION} if mention.lesions or any(map(is_lesion, mention.classes)) else set()
-    if fact == "presence" and len(things) > 1 and is_claim(text) and RELATION.search(text):
+    if fact == "presence" and len(things) > 1 and is_claim(text) and says("relation", line):
         return "whether structures grow into or press on each other is not told, only how they lie and how far apart"
-    if _IN_BETWEEN.search(text):
+    if says("in_between", line):
         return "what lies between structures or on one side of them is not told, only how two of them lie"
-    state = STATE.search(text)
-    by_size = fact == "enlarged" and state is not None and state[1].endswith("normal") and SIZE.search(text)
-    if state is None or by_size or fact in JUDGED or FACTS[fact].kind not in ("classification", "detection"):
+    state = line.split()[-1] if line.strip() else ""
+    by_size = (
+        fact == "enlarged"
+        and state.endswith("normal")
+        and re.search(r" (?:size[ds]?|large|big|small|volume|or) ", line)
+    )
+    if (
+        not (says("its_state", line) and says("states", f" {state} "))
+        or by_size
+        or fact in JUDGED
+        or FACTS[fact].kind not in ("classification", "detection")
+    ):
         return None
-    return f"a mask tells that something is there, not whether it is {state[1]}"
+    return f"a mask tells that something is there, not whether it is {state}"
 
 
 def not_understood(reading: Reading) -> str | None:
@@ -216,14 +173,19 @@ def unclear(reading: Reading) -> str | None:
     fact, mention, text = reading.fact, reading.mention, reading.question.question
     takes, asked = FACTS[fact].takes, THE_SCAN.sub("", text.lower())
     shown = dict.fromkeys(instance.label for instance in reading.scene.instances)
-    if mention.classes or mention.lesions or ANY_WILL_DO.search(asked) or (takes == "any" and fact not in UNNAMED):
+    line, meant = plain_line(asked), _meant(reading)
+    any_will_do = (
+        says("any_will_do", line)
+        and (takes != "pair" or parse_rank(text))
+        and (fact != "box" or meant)  # "where is the smallest one?"
+    )
+    if mention.classes or mention.lesions or any_will_do or (takes == "any" and fact not in UNNAMED):
         return None
     if takes == "scan" or reading.lacking:
         return None
-    meant = _meant(reading)
     lesion = any(is_lesion(instance.label) for instance in meant)
     strange = [word for word in re.findall(r"[^\W\d_]{3,}", asked) if word not in _known_words()]
-    if lesion and (is_bare(text) or HINTS.search(asked)):
+    if lesion and (is_bare(text) or re.search(rf" (?:{PRONOUNS}) ", line) or says("hints", line)):
         return None
     if takes != "any" and not strange and (lesion or not meant or len(shown) < 2):
         return None
@@ -244,6 +206,5 @@ def _meant(reading: Reading) -> list[Instance]:
 
 @lru_cache(maxsize=1)
 def _known_words() -> frozenset[str]:
-    """Every word in which questions were asked in training."""
-    ordinary = {"approximate", "approximately", "rough", "roughly", "estimated", "maximal", "minimal"}
-    return frozenset(ordinary) | frozenset(re.findall(r"[a-z]{3,}", WORDINGS.read_text("utf-8").lower()))
+    """Every word in which questions were asked in training, and some more."""
+    return frozenset(ORDINARY.split()) | frozenset(re.findall(r"[a-z]{3,}", WORDINGS.read_text("utf-8").lower()))

@@ -20,7 +20,7 @@ from seg_backbone.io import read_volume, replacing
 from seg_backbone.lesions import Instance
 from seg_backbone.predict import Segmenter
 from seg_backbone.volume import Volume
-from vlm.body import body_grid
+from vlm.body import body_place
 from vlm.encoders import Encoder
 from vlm.encoders.pooling import Cells, instance_features, visual_cells
 from vlm.scene import Scene, largest, scene_of
@@ -88,12 +88,12 @@ def _scene(volume: Volume, segmenter: Segmenter, encoder: Encoder, cache: Path, 
     voxels = np.ascontiguousarray(volume.array)
     digest = hashlib.sha256(settings + volume.grid.affine.tobytes())
     digest.update(voxels.data)
-    body, store = body_grid(volume), cache / f"found_{digest.hexdigest()[:20]}.npz"
+    place, store = body_place(volume), cache / f"found_{digest.hexdigest()[:20]}.npz"
     if not store.is_file():
         found = segmenter(volume, fast=True, keep_stages=encoder.shared_stages)
         features = found.features if encoder.shared_stages else encoder(volume)
         shown = largest(found.instances)
-        visual = visual_cells(features, body, cells)
+        visual = visual_cells(features, volume.grid.cropped(place), cells)
         pooled = instance_features(features, found.instances, shown, volume.grid)
         listed = json.dumps([asdict(instance) for instance in shown])
         with replacing(store) as temporary:
@@ -102,4 +102,4 @@ def _scene(volume: Volume, segmenter: Segmenter, encoder: Encoder, cache: Path, 
     rows = [Instance(**row) for row in json.loads(str(saved["instances"]))]
     instances = [replace(row, box=Box(**row.box)) for row in rows]  # type: ignore[arg-type]  # a dict, from the file
     untrained = tuple(segmenter.untrained(volume.modality))
-    return scene_of(volume, body, instances, segmenter.plan.classes, untrained, saved["visual"], saved["pooled"])
+    return scene_of(volume, place, instances, segmenter.plan.classes, untrained, saved["visual"], saved["pooled"])

@@ -20,7 +20,7 @@ from seg_backbone.cases import CaseFiles, DatasetEntry, list_cases, read_split, 
 from seg_backbone.io import read_mask, read_volume, replacing
 from seg_backbone.labels import LESIONS, WORDS
 from seg_backbone.lesions import Instance, find_instances
-from vlm.body import body_grid
+from vlm.body import body_place
 from vlm.data.questions import fat_percent, questions_of_case
 from vlm.data.targets import Targets, Told
 from vlm.data.wordings import Wordings
@@ -138,7 +138,7 @@ def _load(
     assert files.mask is not None, "cases without a mask are left out"
     volume = read_volume(files.image, files.modality)
     instances = find_instances(read_mask(files.mask, files.labels), volume)
-    shown, body = largest(i for i in instances if i.label in files.annotated), body_grid(volume)
+    shown, place = largest(i for i in instances if i.label in files.annotated), body_place(volume)
     if volume.modality == "CT":
         fats[files.patient] = fat_percent(volume)
     settings = f"{encoder.version} {cells} about the body".encode()
@@ -146,13 +146,13 @@ def _load(
     store = cache / f"{key}.npz"
     if not store.is_file():
         features = encoder(volume)
-        visual = visual_cells(features, body, cells)
+        visual = visual_cells(features, volume.grid.cropped(place), cells)
         pooled = instance_features(features, instances, shown, volume.grid)
         with replacing(store) as temporary:
             np.savez(temporary, visual=visual, pooled=pooled)
     saved = np.load(store)
     named = replace(volume, source=files.case)
-    scene = scene_of(named, body, shown, files.annotated, (), saved["visual"], saved["pooled"])
+    scene = scene_of(named, place, shown, files.annotated, (), saved["visual"], saved["pooled"])
     return Example(scene, files, entry.absent, fats.get(files.patient))
 
 

@@ -10,8 +10,9 @@ import yaml
 
 # Patterns over lower-case text in which everything but letters, digits and % is a space.
 FACT_WORDS = {  # tried in this order
-    "gap": r"gap|at (?:their|its|the) (?:closest|nearest)(?: points?)?|edge to edge|surface to surface"
-    r"|(?:closest|nearest) (?:edges?|points?|surfaces?)|(?:shortest|smallest|minimal|minimum|surface) distance",
+    "gap": r"gap|(?:narrowest|smallest|shortest|closest|least|minimal|minimum|min) (?:\w+ )?(?:spacing|space|distance"
+    r"|clearance|separation|interval|room)|at (?:their|its|the) (?:closest|nearest)(?: points?)?|edge to edge"
+    r"|surface to surface|(?:closest|nearest) (?:edges?|points?|surfaces?)|surface distance",
     "denser": r"denser(?= than )|which (?:one |of them |of the two |of these )?is (?:the )?denser(?: one)?",
     "distance": r"how (?:far|close|near)(?: apart| away)?|distance|far apart",
     "volume_difference": r"(?:by )?how much (?:larger|bigger|smaller|greater)|by how much"
@@ -21,13 +22,15 @@ FACT_WORDS = {  # tried in this order
     "count": r"how many(?! (?:ml|cc|millilit|mm|millimet))|number|count",
     "short_axis": r"short(?:est)? axis|minor axis|perpendicular diameter|how (?:thick|narrow)",
     "diameter_3d": r"how (?:long|big|large)(?=.* (?:in 3d|three dim\w*) )"
-    r"|(?:largest |maximum |max )?(?:3d|three dimensional) diameter|diameter in 3d",
+    r"|(?:largest |maximum |max )?(?:3d|three dimensional) diameter|diameter in 3d"
+    r"|(?:largest|greatest|longest|maximum|maximal|max) (?:dimension|extent|extension)|in any direction",
     "craniocaudal": r"craniocaudal(?: extent| length| diameter)?|height|how tall",
     "anteroposterior": r"antero ?posterior(?: extent| length| diameter)?|ap (?:extent|length|diameter)|depth|how deep",
     "transverse": r"transverse(?: extent| length| diameter)|left to right extent|lateral extent"
     r"|width|how (?:wide|broad)",
     "surface_area": r"surface(?: area)?",
-    "intensity_spread": r"(?:standard deviation|spread|heterogeneity)(?: of (?:its |the )?(?:hu|intensity|density))?"
+    "intensity_spread": r"(?:standard deviation|sd|std(?: dev)?|stdev|spread|heterogeneity)"
+    r"(?: of (?:its |the )?(?:hu|intensity|density))?"
     r"|how heterogeneous",
     "slice": r"(?:which|what) slice|slice number|slice index",
     "volume": r"volume|how voluminous|how many (?:ml|cc|millilit(?:re|er)s)"
@@ -57,7 +60,13 @@ def fact_in(text: str, among: tuple[str, ...] = tuple(FACT_WORDS)) -> str | None
 
 def says(name: str, line: str) -> bool:
     """Whether a plain line holds one of the phrases of phrases.yaml under a name."""
-    return _phrases()[name].search(line) is not None
+    return phrase_in(name, line) is not None
+
+
+def phrase_in(name: str, line: str) -> str | None:
+    """The first phrase of those under a name that a plain line holds; None without one."""
+    found = _phrases()[name].search(line)
+    return found[0].strip() if found else None
 
 
 @lru_cache(maxsize=1)
