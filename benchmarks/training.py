@@ -8,6 +8,7 @@ machine makes wall-clock a matter of its other work. It begins with the interpre
 Planning, preprocessing and timed steps (see below) come before and are counted apart. The systems, in this order:
 
     vlm             the network that ships, from scratch, on its 4 mm grid: defaults of a training file
+    vlm wide        a plain U-Net on that grid, with nnU-Net's recipe: configs/experiments/sarcoma_wide.yaml
     nnunet grid     nnU-Net with that spacing and patch; topology, width and batch by its own planner's rules for them
     nnunet          nnU-Net with the plan that its planner makes of the dataset
     vlm configured  plan and recipe of `vlm configure --max-seconds`
@@ -45,7 +46,7 @@ from typing import Any
 from nnunet_words import architecture
 
 ROOT = Path(__file__).parents[1]
-SYSTEMS = ("vlm", "nnunet grid", "nnunet", "vlm configured", "nnunet network")
+SYSTEMS = ("vlm", "vlm wide", "nnunet grid", "nnunet", "vlm configured", "nnunet network")
 # what ships (seg_backbone/weights/default), written out, without its classes
 PLAN: dict[str, Any] = {
     "spacing_mm": [4.0, 4.0, 4.0],
@@ -129,6 +130,8 @@ Stages = dict[str, Callable[[], dict[str, Any]]]
 
 def with_vlm(system: str, dataset: str, out: Path, seconds: float, max_seconds: float) -> Stages:
     """The stages of ours; each returns its part of the row."""
+    import yaml
+
     from seg_backbone.cases import list_cases
 
     work, raw = out / system.replace(" ", "-"), out / "raw"
@@ -143,8 +146,9 @@ def with_vlm(system: str, dataset: str, out: Path, seconds: float, max_seconds: 
             cost, _ = run([*vlm, "configure", raw / dataset, *options], log)
             config = json.loads((work / "plan.json").read_text(encoding="utf-8"))
         else:
-            classes = list(list_cases(raw, dataset)[0].labels)
-            config = {"plan": {"name": "benchmark", "classes": classes, **PLAN}}
+            wide = yaml.safe_load((ROOT / "configs" / "experiments" / "sarcoma_wide.yaml").read_text(encoding="utf-8"))
+            config = wide if system == "vlm wide" else {"plan": {"name": "benchmark", **PLAN}}
+            config["plan"] |= {"classes": list(list_cases(raw, dataset)[0].labels), "minimum_ml": {}}
         config |= {"data": str(raw), "datasets": [{"name": dataset}], "split": str(raw / "split.json")}
         config |= {"output": str(work / "run"), "cache": str(work / "cases"), "device": "cpu", "threads": 1}
         config |= {"validation_cases": 0}

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from seg_backbone.cases import CaseFiles, list_cases, read_drawn
-from seg_backbone.errors import ConfigError, LabelError
+from seg_backbone.errors import ConfigError, Gathered, LabelError
 from seg_backbone.geometry import to_canonical
 from seg_backbone.io import read_volume
 from seg_backbone.volume import Mask, Volume, require_same_grid
@@ -99,20 +99,22 @@ def fingerprint(
 
     progress(done, total) is called after each. threads: as many as cores by default, 8 at most; each holds a scan.
 
-    Raises ConfigError for a folder that is no dataset or whose masks show no class, else the errors of the readers.
+    Raises ConfigError for a folder that is no dataset or whose masks show no class, else the errors of the readers, all
+    cases together.
     """
     folder = Path(folder)
     channels, numbered = read_channels(folder / "dataset.json")
     files = [case for case in list_cases(folder.parent, folder.name) if case.mask is not None]
     if not files:
         raise ConfigError(folder, "scans with masks", "none", "see `vlm data check`")
-    done, measured = 0, []
+    measured, wrong = [], Gathered()
     with ThreadPoolExecutor(threads or min(8, os.cpu_count() or 1)) as pool:
-        for result in pool.map(lambda case: _measure(case, len(channels)), files):
-            measured.append(result)
-            done += 1
+        results = pool.map(wrong.attempt(lambda case: _measure(case, len(channels))), files)
+        for done, result in enumerate(results, start=1):
+            measured += [result] if result else []
             if progress:
                 progress(done, len(files))
+    wrong.tell()
     drawn = [samples for _, samples in measured if samples]
     if not drawn:
         raise ConfigError(folder, "masks that show a class", "none", "see `vlm data check`")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from seg_backbone.cases import (
@@ -15,7 +16,7 @@ from seg_backbone.cases import (
     read_split,
     split_cases,
 )
-from seg_backbone.errors import ConfigError
+from seg_backbone.errors import ConfigError, Gathered
 from seg_backbone.folds import fold_split
 from seg_backbone.plan import Plan
 from seg_backbone.synthetic_tumours import BODY
@@ -32,19 +33,25 @@ Progress = Callable[[str, int, int], None]
 def read_cases(
     config: SegmentationConfig, cache: Path, progress: Progress | None
 ) -> tuple[list[list[TrainingCase]], list[TrainingCase]]:
-    """The training cases of each dataset, and the validation cases of all. Raises ConfigError where one has none."""
+    """The training cases of each dataset, and the validation cases of all.
+
+    Raises ConfigError where a dataset has no training case, else the errors of the readers, all cases together.
+    """
     training: list[list[TrainingCase]] = []
     validation: list[TrainingCase] = []
+    wrong = Gathered()
     for entry, (kept, held) in zip(config.datasets, divide(config), strict=True):
         held = held[: config.validation_cases]
         loaded = []
+        read = partial(cached_case, entry=entry, plan=config.plan, folder=cache)
         with ThreadPoolExecutor(config.threads) as pool:
-            for case in pool.map(lambda f, e=entry: cached_case(f, e, config.plan, cache), kept + held):  # type: ignore[misc]
+            for case in pool.map(wrong.attempt(read), kept + held):
                 loaded.append(case)
                 if progress:
                     progress(f"reading {entry.name}", len(loaded), len(kept) + len(held))
-        training.append(loaded[: len(kept)])
-        validation += loaded[len(kept) :]
+        training.append([case for case in loaded[: len(kept)] if case])
+        validation += [case for case in loaded[len(kept) :] if case]
+    wrong.tell()
     if not all(training):
         raise ConfigError(config.data, "training cases in every dataset", "none in one of them", "check the split")
     return training, validation

@@ -1,6 +1,7 @@
 """From a folder to masks by the command line alone: configure, train a few steps, segment."""
 
 import json
+import sys
 from itertools import chain
 
 import numpy as np
@@ -12,7 +13,7 @@ from seg_backbone.geometry import Grid
 from seg_backbone.io import read_mask, write_mask, write_volume
 from seg_backbone.train import SegmentationConfig
 from seg_backbone.volume import Mask, Volume
-from vlm.cli import app
+from vlm.cli import app, main
 
 GRID = Grid((12, 11, 12), np.diag([-4.0, -4.0, 5.0, 1.0]))
 LABELS = {"background": 0, "tumour": 1, "larynx": 2}
@@ -164,6 +165,23 @@ def test_what_is_refused_writes_nothing(tmp_path, channels, cases, options, word
         run("configure", folder, "-o", tmp_path / "plan.json", *options)
     assert "\n" not in str(caught.value)
     assert [path.name for path in tmp_path.iterdir()] == ["raw"]
+
+
+def test_voxels_that_do_not_fit_are_told_of_all_cases(tmp_path, monkeypatch, capsys):
+    folder, plan = dataset(tmp_path / "raw", ("CT",), cases=4), tmp_path / "plan.json"
+    run("configure", folder, "-o", plan)
+    broken = [folder / "labelsTr" / f"p_{number}.nii.gz" for number in (1, 3)]
+    for file, value in zip(broken, (7, 9), strict=True):
+        write_mask(Mask(np.full(GRID.shape, value, np.uint8), GRID), file)
+    for words in (["configure", folder, "-o", tmp_path / "b.json"], ["train", "segmentation", "--config", plan]):
+        monkeypatch.setattr(sys, "argv", ["vlm", *map(str, words)])
+        with pytest.raises(SystemExit) as caught:
+            main()
+        lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+        assert caught.value.code == 2
+        assert [str(file) in line for file, line in zip(broken, lines, strict=True)] == [True, True]
+        assert "7" in lines[0] and "9" in lines[1]
+    assert not (tmp_path / "b.json").exists()
 
 
 def test_folders_that_cannot_be_written_are_told_before_training(tmp_path):

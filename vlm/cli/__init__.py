@@ -14,7 +14,7 @@ import typer
 from typer.core import TyperGroup
 from typer.main import get_group
 
-from seg_backbone.errors import InputError
+from seg_backbone.errors import InputError, InputErrors
 
 VERBS = {
     "segment": "vlm.cli.segment:segment",
@@ -67,7 +67,8 @@ def main() -> None:
     try:
         app(prog_name="vlm")
     except InputError as error:
-        print(f"error: {' '.join(str(error).splitlines())}", file=sys.stderr)
+        for one in error.errors if isinstance(error, InputErrors) else (error,):
+            print(f"error: {' '.join(str(one).splitlines())}", file=sys.stderr)
         sys.exit(2)
     except OSError as error:  # a full disk, a file that cannot be read or written
         print(f"error: {' '.join(str(error).splitlines())}", file=sys.stderr)
