@@ -203,7 +203,8 @@ def counted(text: str, count: int) -> bool | None:
     if several:
         return (count > 1) != bool(_NO.search(said) or re.search(r"\bno(?:t)? more than", said))
     match = _NUMBER.search(said)
-    if match is None or (match["n"] in ("1", "one") and not (match["how"] or single)):
+    stated = said.startswith(("there is ", "there are "))  # as an option: "there is one lesion"
+    if match is None or (match["n"] in ("1", "one") and not (match["how"] or single or stated)):
         return (count == 1) != bool(_NO.search(said)) if single else None
     number = int(match["n"]) if match["n"].isdigit() else _NUMBERS[match["n"]]
     as_said = {

@@ -63,5 +63,18 @@ def region_of(label: str) -> str | None:
 
 def region_in(text: str) -> str | None:
     """The one region that a text names: "describe the abdomen"; None where it names none or several."""
-    said = {name for word, name in {**STATED, "thorax": "chest", "belly": "abdomen"}.items() if word in text.lower()}
+    said = regions_said(text)
     return said.pop() if len(said) == 1 else None
+
+
+def regions_said(text: str) -> set[str]:
+    """The regions that a text names."""
+    words = {
+        **STATED,
+        "thorax": "chest",
+        "belly": "abdomen",
+        "head": REGIONS[0],
+        "neck": REGIONS[0],
+        "abdominal": "abdomen",
+    }
+    return {name for word, name in words.items() if re.search(rf"\b{word}\b", text.lower())}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import codecs
 import json
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -111,6 +112,11 @@ class Answer:
     seconds: float = 0.0
     model: str = ""
     unknown: tuple[str, ...] = ()
+
+    def stream(self) -> Iterator[str | Answer]:
+        """The words of the text one by one, then the answer itself."""
+        yield from re.split(r"(?<= )", self.text)
+        yield self
 
     def to_json(self) -> dict[str, Any]:
         """The JSON object of the contract; every key is always there."""

@@ -53,7 +53,7 @@ _FILLER = r"(?:(?:about|approximately|roughly)\s+)?"
 _NUMBER = r"(?P<number>-?\d+(?:[.,]\d+)?)"
 _UNIT = rf"(?P<unit>{'|'.join(UNITS)})(?![\w³^])"
 _RANGE = (
-    rf"(?:between|from|in the range(?: of)?)?\s*(?P<low>-?\d+(?:[.,]\d+)?)\s*-?(?P<low_unit>{'|'.join(UNITS)})?"
+    rf"(?:between|within|from|in the range(?: of)?)?\s*(?P<low>-?\d+(?:[.,]\d+)?)\s*-?(?P<low_unit>{'|'.join(UNITS)})?"
     rf"\s*(?:and|to|-|–)\s*{_NUMBER}\s*-?{_UNIT}"
 )
 
@@ -97,7 +97,7 @@ def parse_threshold(text: str) -> Threshold | None:
     long_axis_mm, HU intensity_mean. "Between 1 and 3 cm" is a range. A decimal comma is a point.
     """
     if match := re.search(
-        rf"\b(?=between|from|in the range|measur\w*|of \d)(?:measur\w*|of)?\s*{_RANGE}", text, re.IGNORECASE
+        rf"\b(?=between|within|from|in the range|measur\w*|of \d)(?:measur\w*|of)?\s*{_RANGE}", text, re.IGNORECASE
     ):
         high = _threshold("<=", match, text)
         low = replace(high, value=_in_base(match["low"], match["low_unit"] or match["unit"]))
@@ -112,6 +112,21 @@ def parse_threshold(text: str) -> Threshold | None:
     for op, words in AFTER.items():
         if match := re.search(rf"(?<![\w.,]){_NUMBER}\s*-?{_UNIT}\s+(?:{words})\b", text, re.IGNORECASE):
             return _threshold(op, match, text)
+    if match := re.search(
+        rf"\bmeasur(?:e|es|ing)\s+(?:exactly\s+)?{_FILLER}{_NUMBER}\s*-?{_UNIT}", text, re.IGNORECASE
+    ):
+        stated = _threshold(">=", match, text)  # "measures 2 cm": what rounds to it
+        digits = re.search(r"[.,](\d+)", match["number"])
+        half = _in_base("0.5", match["unit"]) / 10 ** (len(digits[1]) if digits else 0)
+        return replace(stated, value=stated.value - half, most=stated.value + half)
+    return None
+
+
+def parse_per_cent(text: str) -> Threshold | None:
+    """The comparison with a per cent in `text`: "more than 10 % of the liver"; None without one."""
+    for op, words in BEFORE.items():
+        if match := re.search(rf"(?:{words})\s*{_FILLER}{_NUMBER}\s*(?:%|per\s?cent)", text, re.IGNORECASE):
+            return Threshold("share", op, float(match["number"].replace(",", ".")), "%")
     return None
 
 

@@ -24,9 +24,10 @@ _DECODERS = {
 }
 
 
-_SAID = dict.fromkeys(
-    ("position", "nearer", "level", "neighbours", "longest_extent"), "vlm.heads.places"
-) | dict.fromkeys(("slices", "slice_range", "voxel_size", "field_of_view"), "vlm.heads.acquisition")
+_PLACES = ("position", "same_side", "confined", "nearer", "level", "neighbours", "longest_extent")
+_SAID = dict.fromkeys(_PLACES, "vlm.heads.places") | dict.fromkeys(
+    ("slices", "slice_range", "voxel_size", "field_of_view"), "vlm.heads.acquisition"
+)
 
 
 def decode(reading: Reading) -> dict[str, Any]:

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from typing import Any
 
-from seg_backbone.labels import is_lesion
+from seg_backbone.labels import display, is_lesion
+from seg_backbone.lesions import Instance
 from vlm.heads import ordinal
 from vlm.heads.ranks import SHOWN
 from vlm.heads.reading import Reading, evidence
+
+_PER_ORGAN = re.compile(
+    r"\b(?:per|by|(?:in|of|for) (?:each|every)) (?:organ|structure|kidney|lung|lobe|bone)\b|\beach organ\b"
+)
 
 
 def decode(reading: Reading) -> dict[str, Any]:
@@ -25,12 +32,22 @@ def decode(reading: Reading) -> dict[str, Any]:
         limit = f" with a {SHOWN[reading.threshold.attribute][0]} {reading.threshold.said()}"
     thing = reading.thing()
     text = f"There {'is' if count == 1 else 'are'} {count} {thing if count == 1 else plural(thing)}{limit}."
+    if _PER_ORGAN.search(reading.question.question.lower()):
+        text += _by_organ(reading, [i for i in chosen if is_lesion(i.label)])
     return {
         "text": text,
         "value": count,
         "evidence": evidence(chosen),
         "confidence": reading.confidence(chosen),
     }
+
+
+def _by_organ(reading: Reading, lesions: list[Instance]) -> str:
+    """A sentence with the number of lesions in each organ; "" for none."""
+    homes = [home for lesion in lesions if (home := reading.home(lesion))]
+    numbers = Counter(home.label for home in homes)
+    listed = ", ".join(f"{display(label)} {number}" for label, number in numbers.most_common())
+    return f" By organ: {listed}." if listed else ""
 
 
 def plural(thing: str) -> str:

@@ -16,6 +16,7 @@ from vlm.data.wordings import enumerate_things
 from vlm.facts import FACTS, UNITS, asked_unit
 from vlm.grounding import find_mentions
 from vlm.heads.counting import plural
+from vlm.heads.places import ahead_by, opposite, way_in
 from vlm.heads.ranks import chooses
 from vlm.heads.reading import Reading, evidence, none_found, shared_name, shown
 from vlm.plain_words import plain_line
@@ -36,6 +37,7 @@ _SAYS = {
     "axis_ratio": "The long axis of the {thing} is {value} times its short axis.",
     "sphere_diameter": "A sphere of the volume of the {thing} has a diameter of {value}.",
     "distance": "The centres of the {a} and the {b} are {value} apart.",
+    "offset": "The centre of the {a} lies {value} {way} that of the {b}.",
     "gap": "The {a} and the {b} come within {value} of each other (between voxel centres).",
     "volume_difference": "The {a} is {value} larger than the {b}.",
     "intensity_difference": "The mean {what} of the {a} is {value} above that of the {b}.",
@@ -59,7 +61,9 @@ _CALLED = {  # fact of one instance -> what it is called where that of several i
     "intensity": "mean attenuation",
 }
 _OF_WHAT = re.compile(r"(?:per ?cent(?:age)?|%|fraction|share|proportion) of (?P<whole>.*)")
+_LIES_IN = re.compile(r"(?P<those>.*?)\b(?:is|are|lies?|sits?|located|found|situated) (?:\w+ )?(?:in|within|inside)\b")
 _PER_CENT = re.compile(r"\bper ?cent(?:age)?\b|%")
+_MEDIAN = re.compile(r"\bmedian\b")
 _AVERAGE = re.compile(r"\b(?:mean|average|averaged)\b")
 _SUM = re.compile(r"\b(?:sum|total|combined|together|added|altogether)\b")
 _EACH = re.compile(
@@ -105,25 +109,27 @@ def _of_one(reading: Reading) -> Measured | None:
 
 
 def joined(fact: str, text: str) -> str | None:
-    """How a text wants a measure of several structures: their "mean", their "total", "each", or None for that of one.
+    """How a text wants a measure of several structures: their "mean", "median", "total", "each", or None for one's.
 
     A "mean density" is the mean within each; that of several is wanted by "both" and the like.
     """
     line = text.lower()
     if fact == "intensity":
         return "mean" if _BOTH.search(line) else "each" if _EACH.search(line) else None
-    ways = {"mean": _AVERAGE, "total": _SUM, "each": _EACH} if fact in _CALLED else {}
+    ways = {"median": _MEDIAN, "mean": _AVERAGE, "total": _SUM, "each": _EACH} if fact in _CALLED else {}
     return next((how for how, words in ways.items() if words.search(line)), None)
 
 
 def _of_several(reading: Reading, several: list[Instance], attribute: str, how: str) -> Measured | None:
-    """The sum or the mean over structures, of intensities the mean over all their voxels; of each the largest one's."""
+    """Sum, mean or median over structures, of intensities the mean over all their voxels; of each the largest one's."""
     values = [getattr(instance, attribute) for instance in several]
     if None in values:
         return None
     value = sum(values) / (len(values) if how == "mean" else 1)
     if how == "each":
         value = values[0]
+    elif how == "median":
+        value = float(np.median(values))
     elif reading.fact == "intensity":
         value = getattr(whole(pieces_of(several)), attribute)
     name, called = plural(reading.thing()), _CALLED[reading.fact].removeprefix("mean ")
@@ -169,6 +175,16 @@ def _single(reading: Reading, instance: Instance | None, value: float | None) ->
 
 def _distance(reading: Reading) -> Measured | None:
     return _of_pair(reading, lambda a, b: float(np.linalg.norm(np.subtract(a.center_mm, b.center_mm))))
+
+
+def _offset(reading: Reading) -> Measured | None:
+    """Along one axis, between the centres."""
+    pair, way = reading.pair(), way_in(reading.question.question)
+    if pair is None or way is None:
+        return None
+    ahead = ahead_by(way, *pair)
+    words = {"a": _name(reading, pair[0]), "b": _name(reading, pair[1]), "way": way if ahead > 0 else opposite(way)}
+    return Measured(abs(ahead), [*pair], words)
 
 
 def _gap(reading: Reading) -> Measured | None:
@@ -224,7 +240,10 @@ def _share(reading: Reading) -> Measured | None:
     """
     chosen = reading.selected()
     lesions = [i for i in chosen if is_lesion(i.label)]
-    if lesions and (others := [i for i in chosen if not is_lesion(i.label)]):
+    others = [i for i in chosen if not is_lesion(i.label)]
+    if others and (among := _of_all_lesions(reading, lesions, others)):
+        return among
+    if lesions and others:
         part, around = lesions, lesions + others
         kinds = list(dict.fromkeys(display(i.label) for i in lesions))
         names = {"a": kinds[0], "b": enumerate_things(dict.fromkeys(display(i.label) for i in others))}
@@ -243,6 +262,19 @@ def _share(reading: Reading) -> Measured | None:
         return _none_in(reading, chosen)
     value = 100 * _volume(part) / _volume(around)
     return Measured(value, list({i.id: i for i in (*part, *around)}.values()), names)
+
+
+def _of_all_lesions(reading: Reading, inside: list[Instance], organs: list[Instance]) -> Measured | None:
+    """Of the volume of all lesions the part that lies in organs: "how much of the tumour volume is in the liver?"."""
+    said = _OF_WHAT.search(reading.question.question.lower())
+    lies = _LIES_IN.match(said["whole"]) if said else None  # not "the share of the tumours in the liver"
+    whole_of = find_mentions(lies["those"] if lies else "", reading.mention.classes)
+    every = [i for i in reading.scene.instances if is_lesion(i.label) and i.label in whole_of.classes]
+    if not every or set(whole_of.classes) & {i.label for i in organs}:
+        return None
+    where = enumerate_things(dict.fromkeys(display(i.label) for i in organs))
+    words = {"a": where, "b": plural(reading.thing())}
+    return Measured(100 * _volume(inside) / _volume(every), every, words, "The {a} holds {value} of all {b} by volume.")
 
 
 def _none_in(reading: Reading, organs: list[Instance]) -> Measured | None:
@@ -273,6 +305,7 @@ _MEASURES: dict[str, Callable[[Reading], Measured | None]] = {
     "axis_ratio": _axis_ratio,
     "sphere_diameter": _sphere_diameter,
     "distance": _distance,
+    "offset": _offset,
     "gap": _gap,
     "volume_difference": _volume_difference,
     "intensity_difference": _intensity_difference,

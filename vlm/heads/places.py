@@ -34,6 +34,8 @@ _EXTENTS = {  # direction of the sides of a box -> the words for it
     "from front to back": r"antero|\bap\b|front|depth|sagittal|\by\b",
     "from top to bottom": r"cranio|caudal|\bcc\b|\bsi\b|top|height|vertical|longitudinal|\bz\b",
 }
+_SIDE_SAID = {"left": "on the left", "right": "on the right", "midline": "in the midline"}
+OUTSIDE = re.compile(r"\b(?:outside|elsewhere|other than|apart from|beyond|except)\b")
 NEARER = re.compile(r"\b(?:closer|nearer|closest|nearest|farther|further|farthest|furthest)\b")
 EQUAL_MM = 1e-3
 _FARTHER = re.compile(r"\b(?:farther|further|farthest|furthest)\b")
@@ -44,6 +46,18 @@ def way_in(text: str) -> str | None:
     """The way in which a text says that something lies: a key of WAYS; None without one."""
     line = text.lower()
     return next((way for way, (words, _, _) in WAYS.items() if re.search(rf"\b(?:{words})\b", line)), None)
+
+
+def opposite(way: str) -> str:
+    """The key of WAYS along the same axis: "above" -> "below"."""
+    _, axis, direction = WAYS[way]
+    return next(name for name, (_, a, d) in WAYS.items() if a == axis and d == -direction)
+
+
+def ahead_by(way: str, first: Instance, second: Instance) -> float:
+    """How far, in mm, the centre of the first lies that way of the second's; negative where it lies the other way."""
+    _, axis, direction = WAYS[way]
+    return direction * (first.center_mm[axis] - second.center_mm[axis])
 
 
 def _either(text: str) -> list[str]:
@@ -66,23 +80,50 @@ def _position(reading: Reading) -> dict[str, Any]:
     if pair is None:
         return none_found(reading)
     assert way is not None, "the words of a position tell the way"
-    _, axis, direction = WAYS[way]
     first, second = pair
-    other = next(name for name, (_, a, d) in WAYS.items() if a == axis and d == -direction)
+    ahead, lead = ahead_by(way, first, second), "The"
     if _either(text):
-        ahead, lead = direction * (first.center_mm[axis] - second.center_mm[axis]), "The"
-        answer = way if ahead > 0 else other
+        answer = way if ahead > 0 else opposite(way)
     elif is_claim(text):
-        ahead = direction * (first.center_mm[axis] - second.center_mm[axis])
         answer = "yes" if ahead > 0 else "no"
         lead = f"{answer.capitalize()}: the"
     else:
-        first, second = sorted(pair, key=lambda i: -direction * i.center_mm[axis])
-        ahead, answer, lead = 1.0, first.label, "The"
-    apart = abs(first.center_mm[axis] - second.center_mm[axis])
-    where = way if ahead > 0 else other
-    said = f"{lead} centre of the {display(first.label)} is {apart:.0f} mm {where} that of the {display(second.label)}."
+        first, second = (first, second) if ahead > 0 else (second, first)
+        ahead, answer = abs(ahead), first.label
+    where = way if ahead > 0 else opposite(way)
+    said = f"{lead} centre of the {display(first.label)} is {abs(ahead):.0f} mm {where} "
+    said += f"that of the {display(second.label)}."
     return _chosen(reading, answer, said, [first, second])
+
+
+def _same_side(reading: Reading) -> dict[str, Any]:
+    """By the sides of their centres; in the midline is no side."""
+    pair = reading.pair()
+    if pair is None:
+        return none_found(reading)
+    sides = [i.side for i in pair]
+    so = sides[0] == sides[1] != "midline"
+    if re.search(r"\b(?:opposite|other|different|contralateral)\b", reading.question.question.lower()):
+        so = set(sides) == {"left", "right"}
+    answer = "yes" if so else "no"
+    where = [f"the {display(i.label)} is {_SIDE_SAID[side]}" for i, side in zip(pair, sides, strict=True)]
+    return _chosen(reading, answer, f"{answer.capitalize()}: {' and '.join(where)}.", [*pair])
+
+
+def _confined(reading: Reading) -> dict[str, Any]:
+    """Whether the lesions meant lie in the organs named and nowhere else; asked about those outside, whether any do."""
+    lesions = [i for i in reading.selected() if is_lesion(i.label)]
+    if not lesions:
+        return none_found(reading)
+    organs = [name for name in (*reading.mention.places, *reading.mention.classes) if not is_lesion(name)]
+    homes = [(i, reading.home(i)) for i in lesions]
+    inside = [i for i, home in homes if home is not None and home.label in organs]
+    outside = [i for i in lesions if i not in inside]
+    wanted = OUTSIDE.search(reading.question.question.lower()) is not None
+    answer = "yes" if bool(outside) == wanted else "no"
+    where = enumerate_things(f"the {display(name)}" for name in dict.fromkeys(organs))
+    said = f"{answer.capitalize()}. Lesions in {where}: {len(inside)}, elsewhere: {len(outside)}."
+    return _chosen(reading, answer, said, (outside if wanted else lesions) or lesions)
 
 
 def _longest_extent(reading: Reading) -> dict[str, Any]:
@@ -187,6 +228,8 @@ def _chosen(reading: Reading, answer: str, said: str, used: list[Instance]) -> d
 
 _READ = {
     "position": _position,
+    "same_side": _same_side,
+    "confined": _confined,
     "nearer": _nearer,
     "level": _level,
     "neighbours": _neighbours,

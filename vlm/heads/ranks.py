@@ -79,7 +79,7 @@ _CHOOSES = re.compile(  # words that choose among several of one name; "larger t
     rf"|lower|(?:more|less|most|least) (?:voluminous|size?able|bulky|dense|diminutive)|{'|'.join(PLACES)}"
     rf"|(?:{'|'.join(_OF_TWO)}|denser)(?! than))(?= )"
 )
-THINGS = r"organ|structure|thing|object|segment|label|roi|contour|region of interest"
+THINGS = r"organ|oar|structure|thing|object|segment|label|roi|contour|region of interest"
 _ANY = rf"\b(?P<any>(?:{THINGS})s?)\b"
 _BETWEEN = r"(?:(?:[a-z]+(?:ed|ible|ical)|single|known|shown|drawn) )*"
 _ASKS = re.compile(r"\b(?:which|what|whats|name|identify|tell me|show|find|give)\b")
@@ -133,13 +133,16 @@ def parse_rank(text: str, named: int = 0) -> Rank | None:
                 after = after[thing.end() :]
             elif _ENDS.match(after):
                 thing = re.search(_ANY, before if asked else after) if asked or not before.strip() else None
+                thing = thing or re.match(rf" (?:of|among) (?:all )?(?:the |these |those )?{_BETWEEN}{_ANY}", after)
                 thing = thing or (FOLLOWING.search(line) if asked else None)
             family = (
                 len(after.split()) == 1 and _SIMPLY.fullmatch(before) is not None
             )  # "what is the largest vertebra?"
             if thing or (asked and named > 1 and (_ENDS.match(after) or family)):
                 claim = named == 1 and re.match(r"(?:is|are|was|were) ", before) is not None and is_claim(text)
-                asks = not _PROPERTY.search(before + after) and bool(asked or claim or not before.strip(" the"))
+                asks = not _PROPERTY.search(before + re.sub(r"^ (?:in|by) (?:size|volume)\b", "", after)) and bool(
+                    asked or claim or not before.strip(" the")
+                )
                 organs = thing is not None and thing[0].strip().split()[-1].startswith("organ")
                 return Rank(attribute, bool(low), PLACES.get(match["place"], 1), organs, asks)
     return None

@@ -96,7 +96,11 @@ class Reading:
         """The same whatever their size, after a place ("in the liver") and a side ("tumours on the left") in words."""
         order = np.argsort(-self.selection, kind="stable")
         chosen = [self.scene.instances[n] for n in order if self.selection[n] >= SELECT]
-        if self.mention.places and FACTS[self.fact].takes != "pair" and self.fact not in ("share", "contents"):
+        if (
+            self.mention.places
+            and FACTS[self.fact].takes != "pair"
+            and self.fact not in ("share", "contents", "confined")
+        ):
             chosen = self.placed([i for i in chosen if is_lesion(i.label)])
         if self.sided:
             chosen = [i for i in chosen if i.side in self.mention.sides or not is_lesion(i.label)]

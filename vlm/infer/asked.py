@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from seg_backbone.labels import display, is_lesion
 from vlm.claims import claimed, counted, is_claim
 from vlm.facts import FACTS, SAID
-from vlm.grounding import Mention, is_finding, split_side
+from vlm.grounding import Mention, find_mentions, is_finding, split_side
 from vlm.heads.choose import unit_of
 from vlm.heads.measurement import joined
 from vlm.heads.places import NEARER, way_in
@@ -20,10 +20,12 @@ from vlm.heads.ranks import THINGS, compared_by, of_two, parse_lesion_ranks, par
 from vlm.heads.reading import Reading
 from vlm.infer.meant import NEAREST_LESION, ON_A_SIDE, is_family, labels_of
 from vlm.plain_words import fact_in, is_bare, plain_line, says
-from vlm.regions import region_in
+from vlm.regions import region_in, regions_said
+from vlm.scene import scene_classes
 
 UNSURE = 0.6  # a router below this is set right by plain words
 GUESSED = 0.35  # below this it is a guess
+LONG_AND_THIN = 3.0  # times as far from top to bottom as on a slice
 OFF_TOPIC = 0.5  # see vlm/infer/scope.py
 MEASURED = tuple(name for name, fact in FACTS.items() if fact.kind == "measurement")
 SINGLES = tuple(name for name in MEASURED if FACTS[name].takes == "one")
@@ -70,6 +72,12 @@ class _Asked:
     @property
     def sized(self) -> bool:
         return self.reading.threshold is not None
+
+    @property
+    def long_and_thin(self) -> bool:
+        """Whether one organ is asked about that extends farther from top to bottom than on any slice."""
+        named = [i for i in self.reading.scene.instances if self.labels == [i.label] and not is_lesion(i.label)]
+        return bool(named) and named[0].craniocaudal_mm > LONG_AND_THIN * named[0].long_axis_mm
 
     def says(self, *names: str) -> bool:
         """Whether the words hold one of the phrases of phrases.yaml under one of the names."""
@@ -118,6 +126,8 @@ def _of_the_file(ask: _Asked) -> str | None:
         return "slices"
     if ask.ends == 1 and not ask.sized and (said := next((name for name in OF_ONE_SAID if ask.says(name)), None)):
         return said
+    if ask.fact == "modality" and len(regions_said(ask.text)) > 1:
+        return "region"  # "is this a head CT or an abdominal CT?"
     if ask.named or ask.says("asked"):
         return None
     return next((name for name in ("voxel_size", "field_of_view") if ask.says(name)), None)
@@ -140,13 +150,21 @@ def _held(ask: _Asked) -> str | None:
     if ask.lesions and ask.ends == 1 and ask.says("holders") and ask.reading.question.type in (None, "multilabel"):
         return "contents"
     measured = ask.fact in ("count", "share", *MEASURED)
-    return "most_affected" if ask.lesions and ask.mention.places and ask.says("holder") and not measured else None
+    options = " ".join(ask.reading.question.options) if ask.ends == 1 else ""
+    among = ask.mention.places or find_mentions(options, scene_classes(ask.reading.scene)).classes
+    return "most_affected" if ask.lesions and among and ask.says("holder") and not measured else None
 
 
 def _placed(ask: _Asked) -> str | None:
     """How structures lie to each other."""
-    if NEARER.search(ask.text.lower()) and ask.ends == 3:
+    if NEARER.search(ask.text.lower()) and ask.ends == 3 and not ask.says("how_far"):
         return "nearer"
+    if ask.lesions and ask.claim and ask.says("confined") and any(not is_lesion(name) for name in ask.mention.classes):
+        return "confined"
+    if len(ask.labels) == 2 and ask.claim and ask.says("same_side"):
+        return "same_side"
+    if ask.ends == 2 and not ask.claim and ask.says("how_far") and way_in(ask.text) and not _of_amounts(ask):
+        return "offset"
     if ask.says("level") and not ask.claim:
         return "level"
     if ask.ends == 1 and (ask.says("beside") or (not ask.lesions and ask.says("touching"))):
@@ -161,6 +179,15 @@ def _placed(ask: _Asked) -> str | None:
     if (ask.ends == 2 or ask.two_absent) and way_in(ask.text) and not (measured or ask.sized):
         return "position" if ask.claim or re.search(r" (?:which|what) ", ask.line) else ask.fact
     return None
+
+
+def _of_amounts(ask: _Asked) -> bool:
+    """Whether volumes or densities are compared: "how much higher is the attenuation of ...?"."""
+    return ask.says("of_density", "of_size") or ask.fact in (
+        "intensity_difference",
+        "intensity_ratio",
+        "volume_difference",
+    )
 
 
 def _compared(ask: _Asked) -> str | None:
@@ -188,6 +215,8 @@ def _compared(ask: _Asked) -> str | None:
     if ask.ends == 2 and relative and of_size and ask.fact != "share":
         beside = any(is_finding(name) for name in map(display, ask.labels))  # oedema holds no tumour
         return "share" if ask.lesions and not beside and not parse_lesion_ranks(ask.text) else "volume_ratio"
+    if ask.fact == "share" and ask.ends == 2 and not ask.lesions and " than " in ask.line:
+        return "volume_difference"
     if ask.fact == "enlarged" and len(ask.labels) == 2 and of_two(ask.text) is not None:
         return "larger"  # "bigger kidney?"
     if ask.fact == "denser" and ask.says("compare") and not ask.says("of_density"):
@@ -201,9 +230,15 @@ def _compared(ask: _Asked) -> str | None:
 def _of_lesions(ask: _Asked) -> str | None:
     if not ask.lesions:
         return None
+    if ask.ends == 1 and ask.says("t_category"):
+        return "size_category"
+    ranks = parse_lesion_ranks(ask.text)
+    unsure = ask.sure < UNSURE or ask.fact in ("presence", "nearest", "box", "larger")
+    if ask.claim and len(ranks) == 1 and ask.mention.places and unsure and not ask.sized and ask.says("inside"):
+        return "confined"  # "is the largest lesion in the liver?"
     which = ask.says("in_which", "holder")
     said = claimed("side", ask.text, ask.mention) and not (ask.sized or " there " in ask.line)
-    if said and ask.ends == 1 and len(parse_lesion_ranks(ask.text)) == 1:
+    if said and ask.ends == 1 and len(ranks) == 1:
         return "side"  # "is the largest lesion on the right?"
     if ask.ends == 1 and not ask.mention.places and ask.fact == "share":
         return "total_volume"  # "the tumour burden"
@@ -212,7 +247,7 @@ def _of_lesions(ask: _Asked) -> str | None:
     if ask.fact == "nearest" and not which and NEAREST_LESION.search(ask.line):
         return "box"
     place = ask.fact in ("box", "presence", "most_affected") or (ask.fact == "side" and " side " not in ask.line)
-    if which and place and parse_lesion_ranks(ask.text):
+    if which and place and ranks:
         return "nearest"  # "the lowest lesion lies in which bone?"
     if ask.mention.places and FACTS[ask.fact].kind == "classification" and ask.says("does_it_hold"):
         return "presence"
@@ -232,9 +267,13 @@ def _measured(ask: _Asked) -> str | None:
         return ask.single  # "mean nodule volume"
     if fact == "multiplicity" and ask.claim and " any " in line and counted(ask.text, 1) is None:
         return "presence"
+    if fact == "long_axis" and ask.says("end_to_end") and not ask.says("axial") and ask.long_and_thin:
+        return "craniocaudal"
+    if ask.claim and ask.says("depth"):
+        return "presence"
     if fact == "surface_area" and not ask.says("surface"):
         return "long_axis"
-    if fact in ("distance", "box") and ask.ends == 2 and fact_in(ask.text, ("gap",)):
+    if fact in ("distance", "box") and ask.ends == 2 and (fact_in(ask.text, ("gap",)) or " surface " in line):
         return "gap"
     organs = [name for name in ask.labels if not is_lesion(name)]
     together = is_family(organs, line) or (organs and ask.says("including"))
@@ -265,7 +304,8 @@ def _in_doubt(ask: _Asked, off_topic: float) -> str:
     ):
         return "long_axis"
     away = limit and ask.says("away") and fact not in MEASURED
-    if ask.claim and (ask.ends == 2 or ask.two_absent) and (ask.says("touches") or away):
+    kinds = {split_side(name)[0] for name in labels}
+    if ask.claim and (ask.ends == 2 or ask.two_absent or len(kinds) == 2) and (ask.says("touches") or away):
         return "gap"
     of_size = compared_by(text) != "volume_ml" or ask.says("of_size")
     if fact == "denser" and of_size and not ask.says("of_density"):
@@ -286,7 +326,7 @@ def _in_doubt(ask: _Asked, off_topic: float) -> str:
         return "long_axis"  # "tumour length"
     pair = fact_in(text, PAIRS)
     plain = pair if len(labels) == 2 and pair else ask.single if len(labels) < 2 else None
-    if off_topic >= OFF_TOPIC:
+    if off_topic >= OFF_TOPIC or fact == "off_topic":
         about = bool(labels) or (is_bare(text) and bool(ask.reading.scene.instances))
         return plain if plain and about and not ask.says("time") else fact
     if ask.sure < UNSURE and fact in MEASURED and plain and plain != "long_axis":

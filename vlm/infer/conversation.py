@@ -19,7 +19,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from seg_backbone.labels import display, is_lesion
 from seg_backbone.lesions import Instance
@@ -27,14 +27,16 @@ from vlm.data.threshold import Threshold, parse_threshold
 from vlm.data.wordings import enumerate_things
 from vlm.facts import FACTS, UNITS, asked_unit
 from vlm.grounding import Mention, find_mentions, split_side, words_for
-from vlm.heads.reading import Focus
+from vlm.heads.reading import Focus, Reading
 from vlm.infer.asked import BY_UNIT
-from vlm.infer.engine import Engine, Scan, spoken
 from vlm.infer.scope import LESION
 from vlm.infer.turns import MOST_NAMED, ORDINALS, Turn, in_full, name_in, spoken_of
 from vlm.plain_words import ARTICLES, FACT_WORDS, FILLER, PRONOUNS
 from vlm.scene import Scene, scene_classes
 from vlm.schema import Answer, Question
+
+if TYPE_CHECKING:  # which asks a conversation about what leans on an earlier clause
+    from vlm.infer.engine import Engine, Scan
 
 # The words, as patterns over lower-case text in which everything but letters, digits and % is a space; those for facts,
 # pronouns and filler lie in plain_words.py.
@@ -151,7 +153,7 @@ class Conversation:
 
     def stream(self, text: str) -> Iterator[str | Answer]:
         """The words of the answer's text one by one, then the Answer itself."""
-        yield from spoken(self.ask(text))
+        yield from self.ask(text).stream()
 
     def reset(self) -> None:
         """Forget every turn."""
@@ -200,6 +202,10 @@ class Conversation:
         if len(before) == 1 and FACTS[reading.fact].takes == "one" and _is_unnamed(reading.mention, text):
             focus = Focus(reading.fact, (before[0].id,))  # "is it cystic?"
             answer, reading = self.engine.reply(self.scan, self._question(text), focus)
+        return self.turn(text, answer, reading)
+
+    def turn(self, text: str, answer: Answer, reading: Reading) -> Turn:
+        """What a question that leans on none was about."""
         subject, mention = _in_evidence(answer, self.scan.scene), reading.mention
         if answer.abstained and not subject:
             about = mention.places or mention.classes

@@ -24,10 +24,19 @@ from vlm.facts import FACTS
 from vlm.heads import decode
 from vlm.heads.choose import match_number, match_option
 from vlm.heads.reading import Focus, Reading
+from vlm.infer.conversation import Conversation
 from vlm.infer.mending import mend
 from vlm.infer.rereading import reread
 from vlm.infer.scope import not_understood, refusal, told_in_part, unclear, unmeasured
-from vlm.infer.several import extents_compared, measures_in, ranks_in, statements_in, with_options
+from vlm.infer.several import (
+    clauses_in,
+    extents_compared,
+    measures_in,
+    ranks_in,
+    statements_in,
+    totals_compared,
+    with_options,
+)
 from vlm.model import CONFIG, Opened, VisionLanguageModel
 from vlm.scene import Scene, build_scene
 from vlm.schema import Answer, Question, check_type
@@ -134,6 +143,8 @@ class Engine:
             return self._which_is_right(scan, question, statements, focus)
         if focus is None and (each := ranks_in(question)):
             return self._each(scan, each)
+        if focus is None and (clauses := clauses_in(question)):
+            return self._in_turn(scan, question, clauses)
         reading, off_topic = self.model.interpret(scan.scene, scan.opened, question, focus)
         if focus is None:
             reading, off_topic = reread(reading, off_topic, self.model.config.facts)
@@ -180,33 +191,48 @@ class Engine:
         return Answer(id=question.id, type="classification", seconds=seconds, model=self.version, **parts), reading
 
     def _each(self, scan: Scan, questions: tuple[Question, ...]) -> tuple[Answer, Reading]:
-        """The answers to several questions as one: the sentences and the evidence of all, the value of the first
-        that has one.
-        """
+        """The answers to several questions as one, with the choices of all where each has one."""
         (first, reading), *others = (self.reply(scan, question) for question in questions)
         answers = [first, *(answer for answer, _ in others)]
-        told = next((answer for answer in answers if not answer.abstained), first)
-        choices = tuple(answer.choice for answer in answers if answer.choice)
-        evidence = {item["instance"]: item for answer in answers for item in answer.evidence}
-        answer = replace(
-            told,
-            text=" ".join(answer.text for answer in answers),
-            evidence=tuple(evidence.values()),
-            confidence=min(answer.confidence for answer in answers),
-            seconds=sum(answer.seconds for answer in answers),
-        )
+        answer, choices = _as_one(answers, None), tuple(answer.choice for answer in answers if answer.choice)
         if len(choices) == len(answers) and questions[0].type is None:
             answer = replace(answer, type="multilabel", choice=None, choices=choices)
         return answer, reading
 
+    def _in_turn(self, scan: Scan, question: Question, clauses: tuple[str, ...]) -> tuple[Answer, Reading]:
+        """The answers to questions of which the later may lean on the earlier, as one; the reading is the first's."""
+        first, reading = self.reply(scan, replace(question, question=clauses[0], type=None))
+        if first.abstained:
+            return first, reading
+        talk = Conversation(self, scan)
+        talk.turns.append(talk.turn(clauses[0], first, reading))
+        return _as_one([first, *map(talk.ask, clauses[1:])], question), reading
+
     def stream(self, scan: Scan, question: str | Question) -> Iterator[str | Answer]:
         """The words of the answer's text one by one, then the Answer itself."""
-        yield from spoken(self.ask(scan, question))
+        yield from self.ask(scan, question).stream()
+
+
+def _as_one(answers: list[Answer], question: Question | None) -> Answer:
+    """The sentences and the evidence of all answers; all else is that of the first that is no abstention, of the type
+    that the question declares where one has it.
+    """
+    told = [answer for answer in answers if not answer.abstained] or answers
+    first = next((answer for answer in told if question and answer.type == question.type), told[0])
+    evidence = {item["instance"]: item for answer in answers for item in answer.evidence}
+    return replace(
+        first,
+        id=answers[0].id,
+        text=" ".join(answer.text for answer in answers),
+        evidence=tuple(evidence.values()),
+        confidence=min(answer.confidence for answer in answers),
+        seconds=sum(answer.seconds for answer in answers),
+    )
 
 
 def _told(reading: Reading) -> dict[str, Any]:
     """The parts of an answer; of several measures those of the first, and the sentences of all."""
-    if compared := extents_compared(reading):
+    if compared := extents_compared(reading) or totals_compared(reading):
         return compared
     parts, *more = (decode(replace(reading, fact=fact)) for fact in measures_in(reading))
     return parts | {"text": " ".join([parts["text"], *(other["text"] for other in more)])}
@@ -231,11 +257,3 @@ def find_vlm(name: str | Path) -> Path:
         names = sorted(p.parent.name for p in SHIPPED.glob(f"*/{CONFIG}"))
         raise CheckpointError(name, f"a model folder with {CONFIG}", "none", f"models that ship: {names}")
     return folder
-
-
-def spoken(answer: Answer) -> Iterator[str | Answer]:
-    """The words of the answer's text one by one, then the Answer itself."""
-    words = answer.text.split(" ")
-    for number, word in enumerate(words):
-        yield word if number == len(words) - 1 else word + " "
-    yield answer

@@ -5,7 +5,9 @@ Enters a Reading whose fact is settled, leaves the probability that each instanc
 
 from __future__ import annotations
 
+import itertools
 import re
+from dataclasses import replace
 
 import numpy as np
 
@@ -13,7 +15,7 @@ from seg_backbone.labels import is_lesion
 from seg_backbone.lesions import Instance
 from vlm.claims import is_claim
 from vlm.facts import FACTS
-from vlm.grounding import EXCEPT, find_mentions, split_side
+from vlm.grounding import EXCEPT, Mention, find_mentions, split_side
 from vlm.heads.choose import match_option
 from vlm.heads.measurement import joined
 from vlm.heads.ranks import THINGS, chooses, of_two, parse_lesion_ranks, parse_rank, ranked
@@ -32,6 +34,7 @@ NEAREST_LESION = re.compile(
     rf" (?:(?:nearest|closest|farthest|furthest) {_A_LESION}|{_A_LESION} (?:that |which )?(?:is |lies |located )?"
     r"(?:nearest|closest|farthest|furthest)) "
 )
+NEAREST_OF = re.compile(r" (?:nearest|closest) (?P<those>.*)")
 
 
 def meant(reading: Reading) -> np.ndarray:
@@ -48,6 +51,10 @@ def meant(reading: Reading) -> np.ndarray:
         labels = [name for name in labels if not name.startswith("vertebra")] or labels
         subjects = [i for i in _lesions(reading) or instances if i.label in labels]
         return _only(reading, [_likeliest(reading, subjects)] if subjects else [])
+    if fact == "confined":
+        said = find_mentions(text.rpartition(" in ")[0] or text, scene_classes(reading.scene)).classes
+        lesions, ranks = [i for i in instances if is_lesion(i.label) and i.label in said], parse_lesion_ranks(text)
+        return _only(reading, [i for rank in ranks for i in rank.of(lesions)] if ranks else lesions)
     if lesions := _lesions(reading):
         return _only(reading, lesions)
     rank = parse_rank(text, len(labels))
@@ -64,7 +71,7 @@ def meant(reading: Reading) -> np.ndarray:
     if not reading.mention.classes:
         everything = re.search(rf" (?P<any>{THINGS})s? ", plain_line(text))
         lesions = [i for i, p in zip(instances, reading.selection, strict=True) if is_lesion(i.label) and p >= SELECT]
-        if everything and fact in ("count", "contents", "box", "total_volume"):
+        if everything and (fact in ("count", "contents", "box", "total_volume") or joined(fact, text) == "each"):
             left_out = EXCEPT.search(text)  # "how many organs, not counting vertebrae?"
             without = find_mentions(left_out["those"], scene_classes(reading.scene)).classes if left_out else ()
             some = sorted((i for i in instances if i.label not in without), key=lambda i: i.volume_ml)
@@ -95,7 +102,7 @@ def meant(reading: Reading) -> np.ndarray:
     if FACTS[fact].takes == "one" and len(labels) == 1 and (len(named) == 1 or not is_lesion(labels[0])):
         return _only(reading, [_likeliest(reading, named)])
     if FACTS[fact].takes == "pair" and len(labels) > 2:
-        return _only(reading, [])
+        return _only(reading, _to_the_nearest(reading, named))
     if FACTS[fact].takes == "pair" and len(labels) == 2:
         return _only(reading, [_likeliest(reading, [i for i in named if i.label == label]) for label in labels])
     return reading.selection
@@ -145,6 +152,8 @@ def _lesions(reading: Reading) -> list[Instance]:
         there = inside if fact == "share" or inside else there
     if takes == "pair" and organs and there:
         ends = [_likeliest(reading, [i for i in organs if i.label == label]) for label in {i.label for i in organs}]
+        if NEAREST_OF.search(plain_line(text)):  # "from the nearest vertebra"
+            ends = [min(ends, key=lambda end: min(reading.scene.relations.gap_mm(i, end) for i in there))]
         if fact == "gap":
             return [min(there, key=lambda i: reading.scene.relations.gap_mm(i, ends[0])), *ends]
         return [max(there, key=lambda i: i.volume_ml), *ends]
@@ -160,6 +169,25 @@ def _largest_of_each(reading: Reading, lesions: list[Instance]) -> list[Instance
     if beside or mention.sides or reading.threshold or parse_lesion_ranks(text) or chooses(plain_line(text)):
         return []
     return list({i.label: i for i in sorted(lesions, key=lambda i: i.volume_ml)}.values())
+
+
+def compared_largest(reading: Reading) -> Mention | None:
+    """What is mentioned where kinds of lesions are compared of which one has several classes, "is the tumour bigger
+    than the cyst?": on each side the class of the largest; None for another question.
+    """
+    halves = reading.question.question.lower().split(" than ")
+    if FACTS[reading.fact].takes != "pair" or len(halves) != 2 or len(reading.mention.classes) < 3:
+        return None
+    known = tuple(name for name in reading.mention.classes if is_lesion(name))
+    kinds = [find_mentions(half, known).classes for half in halves]
+    largest = [max(_of(reading, kind), key=lambda i: i.volume_ml, default=None) for kind in kinds]
+    if known != reading.mention.classes or set(kinds[0]) & set(kinds[1]) or None in largest:
+        return None
+    return replace(reading.mention, classes=tuple(i.label for i in largest if i))
+
+
+def _of(reading: Reading, labels: tuple[str, ...]) -> list[Instance]:
+    return [i for i in reading.scene.instances if i.label in labels]
 
 
 def _holders(reading: Reading) -> list[Instance] | None:
@@ -178,6 +206,23 @@ def _nearest_lesion(reading: Reading, lesions: list[Instance], organs: list[Inst
         return []
     gaps = {i.id: min(reading.scene.relations.gap_mm(i, organ) for organ in organs) for i in lesions}
     return [(max if "far" in said[0] else min)(lesions, key=lambda i: gaps[i.id])]
+
+
+def _to_the_nearest(reading: Reading, named: list[Instance]) -> list[Instance]:
+    """A structure and the nearest of a family: "from the spleen to the nearest vertebra"; of a gap between two families
+    the ends that are nearest; none without such words.
+    """
+    said = NEAREST_OF.search(plain_line(reading.question.question))
+    family = find_mentions(said["those"], scene_classes(reading.scene)).classes if said else ()
+    others = [i for i in named if i.label not in family]
+    gap_mm, kinds = reading.scene.relations.gap_mm, {split_side(i.label)[0]: None for i in named}
+    if reading.fact == "gap" and not family and len(kinds) == 2:  # "do the parotids touch the mandible?"
+        first, second = ([i for i in named if split_side(i.label)[0] == kind] for kind in kinds)
+        return list(min(itertools.product(first, second), key=lambda pair: gap_mm(*pair)))
+    if len({i.label for i in others}) != 1 or len(others) == len(named):
+        return []
+    one = _likeliest(reading, others)
+    return [one, min((i for i in named if i.label in family), key=lambda i: gap_mm(one, i))]
 
 
 def is_family(labels: list[str], line: str) -> bool:

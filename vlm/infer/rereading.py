@@ -14,13 +14,13 @@ import numpy as np
 
 from seg_backbone.labels import is_lesion
 from vlm.claims import is_claim
-from vlm.data.threshold import Threshold
+from vlm.data.threshold import Threshold, parse_per_cent
 from vlm.facts import FACTS, facts_of
 from vlm.grounding import Mention, find_mentions
 from vlm.heads.ranks import compared_by
 from vlm.heads.reading import Reading
 from vlm.infer.asked import GUESSED, MEASURED, asked_fact
-from vlm.infer.meant import meant
+from vlm.infer.meant import compared_largest, meant
 from vlm.plain_words import fact_in, plain_line, says
 from vlm.scene import scene_classes
 
@@ -33,7 +33,7 @@ def reread(reading: Reading, off_topic: float, known: tuple[str, ...]) -> tuple[
     known: the facts that the checkpoint tells apart; of them those that fit the declared type and unit may be read.
     """
     question = reading.question
-    if says("abnormal", plain_line(question.question)):
+    if says("abnormal", plain_line(question.question)) or says("recist_sum", plain_line(question.question)):
         reading = replace(reading, mention=_with_lesions(reading))
     fact = asked_fact(reading, off_topic, facts_of(question.type, question.unit, known))
     said = reading.fact_probability < GUESSED and fact == fact_in(question.question, MEASURED)
@@ -45,16 +45,16 @@ def reread(reading: Reading, off_topic: float, known: tuple[str, ...]) -> tuple[
         if field != "volume_ml":
             reading = replace(reading, threshold=replace(limit, attribute=field))
     unit = FACTS[reading.fact].unit
-    if (
-        reading.threshold
-        and reading.fact in MEASURED
-        and unit == reading.threshold.unit
-        and is_claim(question.question)
-    ):
+    claim = is_claim(question.question)
+    if claim and reading.threshold and reading.fact in MEASURED and unit == reading.threshold.unit:
         reading = replace(reading, limit=reading.threshold, threshold=None)
-    elif reading.fact == "gap" and is_claim(question.question) and says("touches", plain_line(question.question)):
+    elif claim and unit == "%" and not reading.threshold:
+        reading = replace(reading, limit=parse_per_cent(question.question))
+    elif claim and reading.fact == "gap" and says("touches", plain_line(question.question)):
         diagonal = float(np.linalg.norm(reading.scene.grid.spacing_mm))  # between the centres of neighbouring voxels
         reading = replace(reading, limit=Threshold("gap", "<=", diagonal, "mm"))
+    if (mention := compared_largest(reading)) is not None:
+        reading = replace(reading, mention=mention)
     return replace(reading, selection=meant(reading)), off_topic
 
 

@@ -112,6 +112,11 @@ def unmeasured(reading: Reading) -> str | None:
     other = phrase_in("other_measures", plain_line(clauses[-1]))  # "The dose depends on it. What is its volume?"
     if other and ":" not in fact and FACTS[fact].takes != "scan":
         return f"no {re.sub('hu$', 'HU', re.sub('heav.*|weigh.*', 'weight', other))} is measured here"
+    part = phrase_in("part_of_an_organ", line)
+    if part and fact in ("count", "presence", "nearest", "box", "multiplicity", "region"):
+        noun = part.removesuffix(" of").split()[-1]
+        if not any(noun in name for name in scene_classes(reading.scene)):
+            return f"no {noun} is known here, only whole structures"
     if fact in ("modality", "region", "findings", "off_topic"):
         if says("not_seen", line) and not reading.mention.classes and not says("scan_kind", line):
             return "contrast, sequence, plane, quality and who the patient is are not read off the scan here"

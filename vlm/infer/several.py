@@ -11,13 +11,15 @@ import re
 from dataclasses import replace
 from typing import Any
 
+from seg_backbone.labels import display
 from vlm.claims import is_claim
+from vlm.data.wordings import enumerate_things
 from vlm.facts import FACTS
 from vlm.grounding import find_mentions
 from vlm.heads import decode
 from vlm.heads.choose import match_option
 from vlm.heads.ranks import THINGS, compared_by, superlatives
-from vlm.heads.reading import Reading
+from vlm.heads.reading import Reading, evidence, shown
 from vlm.plain_words import fact_in, plain_line, says
 from vlm.scene import scene_classes
 from vlm.schema import Question
@@ -38,6 +40,20 @@ _TWO_RANKS = re.compile(
     rf" (?:(?:which|what)(?: one)? )?(?:(?:is|are) )?(?:the )?(?P<second>{superlatives()})"
     rf" (?P<thing>{THINGS}|(?:[a-z]+ ){{0,2}}(?:{LESIONS}))s?\b(?P<tail>.*)$",
     re.IGNORECASE | re.DOTALL,
+)
+_OF_SCAN = ("modality", "region")
+_AND_OF_SCAN = re.compile(
+    r"\bmodality and (?:the |which )?(?:body |anatom\w+ )?(?:region|part|area)"
+    r"|\b(?:region|part|area) and (?:the )?modality"
+)
+_TOGETHER = re.compile(r"\b(?:together|combined|altogether|in total|both|sum|and)\b")
+_WH = r"(?:which|what|where|how|who)"
+_CLAUSES = re.compile(
+    rf"[?;]\s+(?:and,? )?(?:if so,? )?|,? (?:and,? if so|if so|and),? (?=(?:(?:on|in|at|to) )?{_WH}\b|if so\b)",
+    re.IGNORECASE,
+)
+_OPENS = re.compile(
+    rf"(?:(?:on|in|at|to) )?{_WH}\b|(?:is|are|does|do|has|have|can|tell|give|report|state|count|find)\b", re.IGNORECASE
 )
 _FIELDS = {fact.attribute: name for name, fact in FACTS.items() if fact.attribute}
 _AS_COMPARED = {
@@ -61,6 +77,8 @@ def measures_in(reading: Reading) -> tuple[str, ...]:
     text, one = reading.question.question, (reading.fact,)
     if reading.fact in _DIFFERENCE and compared_by(text) == "volume_ml" and _BY_HOW_MUCH.search(text.lower()):
         return (reading.fact, _DIFFERENCE[reading.fact])
+    if reading.fact in _OF_SCAN and _AND_OF_SCAN.search(text.lower()):
+        return _OF_SCAN
     if reading.fact not in _OF_ONE or reading.limit or reading.threshold or says("asked", plain_line(text)):
         return one
     classes = scene_classes(reading.scene)
@@ -93,6 +111,48 @@ def extents_compared(reading: Reading) -> dict[str, Any] | None:
     text = f"{answer.capitalize()}. {here['text']} {there['text']}"
     choice = match_option(answer, question.options) if question.options else answer
     return here | {"type": "classification", "text": text, "value": None, "unit": None, "choice": choice}
+
+
+def totals_compared(reading: Reading) -> dict[str, Any] | None:
+    """The answer to a yes/no question that compares volumes of which one is a sum, "is the spleen larger than both
+    kidneys together?"; None for another question.
+    """
+    question, scene = reading.question, reading.scene
+    halves = question.question.lower().split(" than ")
+    if len(halves) != 2 or not is_claim(question.question) or not _TOGETHER.search(question.question.lower()):
+        return None
+    if compared_by(question.question) != "volume_ml" or says("of_density", plain_line(question.question)):
+        return None
+    named = [find_mentions(half, scene_classes(scene)).classes for half in halves]
+    ends = [[i for i in scene.instances if i.label in labels] for labels in named]
+    several = any(len({i.label for i in end}) > 1 for end in ends)
+    if not (all(ends) and several) or set(named[0]) & set(named[1]):
+        return None
+    first, second = (sum(i.volume_ml for i in end) for end in ends)
+    answer = "yes" if (first < second if _LESS.search(halves[0]) else first > second) else "no"
+    sums = [
+        f"{enumerate_things(f'the {display(name)}' for name in dict.fromkeys(i.label for i in end))}" for end in ends
+    ]
+    text = f"{answer.capitalize()}: {shown(first)} ml of {sums[0]} against {shown(second)} ml of {sums[1]}."
+    choice = match_option(answer, question.options) if question.options else answer
+    used = [i for end in ends for i in end]
+    return {
+        "type": "classification",
+        "text": text,
+        "choice": choice,
+        "evidence": evidence(used),
+        "confidence": reading.confidence(used),
+    }
+
+
+def clauses_in(question: Question) -> tuple[str, ...]:
+    """The questions that stand side by side in one: "How many lesions are there and how big is the largest?"; () of one
+    that is a single question, has options, or whose first part names nothing.
+    """
+    parts = [part.strip(" ?,;") for part in _CLAUSES.split(question.question)]
+    if len(parts) < 2 or question.options or not all(_OPENS.match(part) for part in parts):
+        return ()
+    return tuple(f"{part}?" for part in parts) if all(len(part.split()) > 1 for part in parts) else ()
 
 
 def statements_in(options: tuple[str, ...]) -> tuple[str, ...]:
