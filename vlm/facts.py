@@ -101,6 +101,7 @@ FACTS |= {
 NAMES = tuple(FACTS)
 SAID = {  # facts that only words tell, see vlm/infer/rereading.py: no network learns them
     "position": Fact("How two structures lie to each other: above, behind, left of.", _CLASS, "pair"),
+    "bearing": Fact("Where one structure lies as seen from another, along all three axes.", _CLASS, "pair"),
     "offset": Fact("How far one structure lies above, behind or beside another.", _MEASURE, "pair", "mm"),
     "nearer": Fact("Which of two structures is nearer to a third.", _CLASS, "any"),
     "same_side": Fact("Do two structures lie on the same side: yes or no.", _CLASS, "pair"),

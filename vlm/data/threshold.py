@@ -130,6 +130,14 @@ def parse_per_cent(text: str) -> Threshold | None:
     return None
 
 
+def parse_within(text: str) -> Threshold | None:
+    """The distance in `text` within which something lies: "within 2 cm of the cord"; None without one."""
+    match = re.search(rf"\bwithin\s+{_FILLER}{_NUMBER}\s*-?{_UNIT}(?=\s+(?:of|from)\b)", text, re.IGNORECASE)
+    if match is None or _unit(match["unit"])[1] != "mm":
+        return None
+    return Threshold("gap", "<=", _in_base(match["number"], match["unit"]), "mm")
+
+
 def _threshold(op: str, match: re.Match[str], text: str) -> Threshold:
     _, unit = _unit(match["unit"])
     attribute = _length(text, text[match.end() :]) if unit == "mm" else None

@@ -24,7 +24,7 @@ _DECODERS = {
 }
 
 
-_PLACES = ("position", "same_side", "confined", "nearer", "level", "neighbours", "longest_extent")
+_PLACES = ("position", "bearing", "same_side", "confined", "nearer", "level", "neighbours", "longest_extent")
 _SAID = dict.fromkeys(_PLACES, "vlm.heads.places") | dict.fromkeys(
     ("slices", "slice_range", "voxel_size", "field_of_view"), "vlm.heads.acquisition"
 )

@@ -7,6 +7,7 @@ instances; the modality off the scan; anything else is the likelihood of each op
 from __future__ import annotations
 
 import re
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from vlm.heads import labels, rules
 from vlm.heads.choose import choose, is_yes_or_no, match_option, number
 from vlm.heads.ranks import FARTHEST_SAID, PLACES, SHOWN, Rank, compared_by, parse_rank, ranked
 from vlm.heads.reading import Reading, a_or_an, evidence, may_hold, none_found, shown
-from vlm.regions import REGIONS, regions_in_view
+from vlm.regions import REGIONS, SURE, region_of, regions_in_view
 
 
 def decode(reading: Reading) -> dict[str, Any]:
@@ -257,12 +258,19 @@ def _region(reading: Reading) -> dict[str, Any]:
     if not options and claimed("region", reading.question.question, reading.mention):
         reason = "no structure in view tells the region of the body"
         return {"text": f"I cannot tell: {reason}.", "abstained": True, "reason": reason}
-    options = options or REGIONS
+    options = options or _possible(reading)
     scores = reading.score_options(options)
     best = int(np.argmax(scores))
     confidence = reading.fact_probability * float(scores[best])
     text = f"{options[best][:1].upper()}{options[best][1:]}."
     return {"text": text, "choice": options[best], "confidence": confidence}
+
+
+def _possible(reading: Reading) -> tuple[str, ...]:
+    """REGIONS without those of which several structures are known and none is in view."""
+    classes = [name for name in reading.scene.classes if name not in reading.scene.untrained]
+    known = Counter(region_of(name) for name in classes)
+    return tuple(region for region in REGIONS if known[region] < SURE)
 
 
 def _contents(reading: Reading) -> dict[str, Any]:

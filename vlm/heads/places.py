@@ -38,6 +38,7 @@ _SIDE_SAID = {"left": "on the left", "right": "on the right", "midline": "in the
 OUTSIDE = re.compile(r"\b(?:outside|elsewhere|other than|apart from|beyond|except)\b")
 NEARER = re.compile(r"\b(?:closer|nearer|closest|nearest|farther|further|farthest|furthest)\b")
 EQUAL_MM = 1e-3
+LEAST_SAID_MM = 0.5
 _FARTHER = re.compile(r"\b(?:farther|further|farthest|furthest)\b")
 _TOWARDS = re.compile(rf"{NEARER.pattern}(?: away)? (?:to|from)\b")
 
@@ -94,6 +95,25 @@ def _position(reading: Reading) -> dict[str, Any]:
     said = f"{lead} centre of the {display(first.label)} is {abs(ahead):.0f} mm {where} "
     said += f"that of the {display(second.label)}."
     return _chosen(reading, answer, said, [first, second])
+
+
+def _bearing(reading: Reading) -> dict[str, Any]:
+    """The way in which the centre of one structure lies farthest from the other's, and how far along each axis."""
+    pair = reading.pair()
+    if pair is None:
+        return none_found(reading)
+    first, second = pair
+    ways = {way: ahead for way in WAYS if (ahead := ahead_by(way, first, second)) > 0}
+    far = sorted(ways, key=lambda way: -ways[way])
+    listed = enumerate_things(f"{ways[way]:.0f} mm {way}" for way in far if ways[way] >= LEAST_SAID_MM) or "at"
+    said = f"The centre of the {display(first.label)} lies {listed} that of the {display(second.label)}."
+    options = reading.question.options
+    if options:
+        named = next(
+            (o for way in far for o in options if re.search(rf"\b(?:{WAYS[way][0]}|{way})\b", o.lower())), None
+        )
+        return _chosen(reading, named or "", said, [*pair])
+    return _chosen(reading, far[0] if far else "at the same place", said, [*pair])
 
 
 def _same_side(reading: Reading) -> dict[str, Any]:
@@ -228,6 +248,7 @@ def _chosen(reading: Reading, answer: str, said: str, used: list[Instance]) -> d
 
 _READ = {
     "position": _position,
+    "bearing": _bearing,
     "same_side": _same_side,
     "confined": _confined,
     "nearer": _nearer,

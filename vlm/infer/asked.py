@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from seg_backbone.labels import display, is_lesion
 from vlm.claims import claimed, counted, is_claim
+from vlm.data.threshold import parse_within
 from vlm.facts import FACTS, SAID
 from vlm.grounding import Mention, find_mentions, is_finding, split_side
 from vlm.heads.choose import unit_of
@@ -161,6 +162,10 @@ def _placed(ask: _Asked) -> str | None:
         return "nearer"
     if ask.lesions and ask.claim and ask.says("confined") and any(not is_lesion(name) for name in ask.mention.classes):
         return "confined"
+    if ask.ends == 2 and ask.claim and parse_within(ask.text):
+        return "gap"
+    if ask.ends == 2 and ask.says("bearing") and not ask.claim:
+        return "bearing"
     if len(ask.labels) == 2 and ask.claim and ask.says("same_side"):
         return "same_side"
     if ask.ends == 2 and not ask.claim and ask.says("how_far") and way_in(ask.text) and not _of_amounts(ask):

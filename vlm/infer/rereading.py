@@ -14,7 +14,7 @@ import numpy as np
 
 from seg_backbone.labels import is_lesion
 from vlm.claims import is_claim
-from vlm.data.threshold import Threshold, parse_per_cent
+from vlm.data.threshold import Threshold, parse_per_cent, parse_within
 from vlm.facts import FACTS, facts_of
 from vlm.grounding import Mention, find_mentions
 from vlm.heads.ranks import compared_by
@@ -50,6 +50,8 @@ def reread(reading: Reading, off_topic: float, known: tuple[str, ...]) -> tuple[
         reading = replace(reading, limit=reading.threshold, threshold=None)
     elif claim and unit == "%" and not reading.threshold:
         reading = replace(reading, limit=parse_per_cent(question.question))
+    elif claim and reading.fact == "gap" and (near := parse_within(question.question)):
+        reading = replace(reading, limit=near)
     elif claim and reading.fact == "gap" and says("touches", plain_line(question.question)):
         diagonal = float(np.linalg.norm(reading.scene.grid.spacing_mm))  # between the centres of neighbouring voxels
         reading = replace(reading, limit=Threshold("gap", "<=", diagonal, "mm"))

@@ -117,9 +117,17 @@ def unmeasured(reading: Reading) -> str | None:
         noun = part.removesuffix(" of").split()[-1]
         if not any(noun in name for name in scene_classes(reading.scene)):
             return f"no {noun} is known here, only whole structures"
-    if fact in ("modality", "region", "findings", "off_topic"):
-        if says("not_seen", line) and not reading.mention.classes and not says("scan_kind", line):
-            return "contrast, sequence, plane, quality and who the patient is are not read off the scan here"
+    mention = reading.mention
+    unnamed = fact in ("contents", "presence") and not (mention.classes or mention.others or mention.lesions)
+    of_scan = fact in ("modality", "region", "findings", "off_topic")
+    described = fact == "findings" and says("describe", line)  # "describe this T1 image"
+    if (
+        (of_scan or unnamed)
+        and not (mention.classes or described or says("scan_kind", line))
+        and says("not_seen", line)
+    ):
+        return "contrast, sequence, plane, quality and who the patient is are not read off the scan here"
+    if of_scan:
         return None if fact != "modality" or says("of_the_scan", line) else "it is not clear what is asked for"
     if says("farthest", line) and not (parse_rank(text, len(reading.mention.classes)) or parse_lesion_ranks(text)):
         return "which structure lies farthest in a direction is not told, only how two of them lie"
@@ -135,7 +143,6 @@ def unmeasured(reading: Reading) -> str | None:
     ratio = says("a_ratio", line) and not says("of_density", line) and FACTS[fact].kind == "measurement"
     if ratio and fact not in ("volume_ratio", "axis_ratio", "share", "total_volume"):
         return "no such ratio of sizes is measured here, but that of two volumes is"
-    mention = reading.mention
     things = {name for name in mention.classes if not is_lesion(name)} | set(mention.others)
     things |= {LESION} if mention.lesions or any(map(is_lesion, mention.classes)) else set()
     if fact == "presence" and len(things) > 1 and is_claim(text) and says("relation", line):
