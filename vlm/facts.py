@@ -104,7 +104,7 @@ SAID = {  # facts that only words tell, see vlm/infer/rereading.py: no network l
     "bearing": Fact("Where one structure lies as seen from another, along all three axes.", _CLASS, "pair"),
     "offset": Fact("How far one structure lies above, behind or beside another.", _MEASURE, "pair", "mm"),
     "nearer": Fact("Which of two structures is nearer to a third.", _CLASS, "any"),
-    "same_side": Fact("Do two structures lie on the same side: yes or no.", _CLASS, "pair"),
+    "same_side": Fact("Do structures lie on the same side: yes or no.", _CLASS, "pair"),
     "confined": Fact("Do lesions lie in one organ alone, or outside of it: yes or no.", _CLASS, "any"),
     "level": Fact("The vertebra at whose height a structure lies.", _CLASS, "one"),
     "neighbours": Fact("The structures that touch one.", "multilabel", "one"),

@@ -346,3 +346,35 @@ def test_the_last_answer_again_in_another_unit(engine: Engine, scan: Scan) -> No
     for line in ("convert that to cm", "and in cm?", "what is that in centimetres?"):
         answer = talk.ask(line)
         assert answer.unit == "cm" and answer.value == pytest.approx(length / 10, abs=1e-3), line
+
+
+def test_they_are_all_of_those_spoken_of(scan: Scan) -> None:
+    all_three, two = turn(scan.scene, "count", LARGE, MIDDLE, SMALL), "total volume of the two?"
+    talk = [all_three, turn(scan.scene, "long_axis", LARGE), turn(scan.scene, "long_axis", SMALL)]
+    of_all = "the largest tumour, the second largest tumour and the smallest tumour"
+    assert in_full("are they on the same side?", talk, scan.scene) == f"are {of_all} on the same side?"
+    assert in_full(two, talk, scan.scene) == "total volume of the largest tumour and the smallest tumour?"
+
+
+def test_the_former_and_the_latter(scan: Scan) -> None:
+    asked = "Is the right parotid gland larger than the left parotid gland?"
+    compared = replace(turn(scan.scene, "larger", LEFT, target=RIGHT), asked=asked)
+    assert in_full("where is the latter?", [compared], scan.scene) == "where is the left parotid gland?"
+    assert in_full("where is the former?", [compared], scan.scene) == "where is the right parotid gland?"
+    alone = turn(scan.scene, "volume", LEFT)
+    assert in_full("where is the brainstem?", [alone], scan.scene) == "where is the brainstem?"
+
+
+def test_after_a_comparison_it_is_the_larger(engine: Engine, scan: Scan) -> None:
+    talk = Conversation(Oracle(engine, {"?": ("volume", (MIDDLE,))}), scan)
+    talk.ask("?")
+    talk.ask("compare it with the largest")
+    assert [i.id for i in talk.turns[-1].subject] == [LARGE]
+    assert talk.ask("and its volume?").value == pytest.approx(4.1, abs=0.05)
+
+
+def test_the_big_one_and_the_small_one(scan: Scan) -> None:
+    before = [turn(scan.scene, "count", LARGE, MIDDLE, SMALL)]
+    for line, id in (("how long is the big one?", LARGE), ("how long is the small one?", SMALL)):
+        found = resolve(line, before, scan.scene)
+        assert found and [i.id for i in found.subject] == [id]

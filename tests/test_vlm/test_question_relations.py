@@ -48,6 +48,13 @@ def test_sums_are_compared(abdomen: Scene, text: str, choice: str | None) -> Non
         ("Are the liver tumours confined to the liver?", "presence", "yes"),
         ("Is the largest lesion in the liver?", "presence", "yes"),
         ("Is the smallest lesion located in the left kidney?", "presence", "no"),
+        ("Are the liver tumours all on the same side?", "side", "yes"),
+        ("Are all lesions on the same side?", "side", "no"),
+        ("Which is larger, the largest liver tumour or the kidney tumour?", "larger", "liver_tumor"),
+        ("Which is smaller, the liver tumour or the kidney cyst?", "larger", "kidney_cyst"),
+        ("Where is the L1 vertebra relative to the L2 vertebra?", "box", "above"),
+        ("Is the T12 vertebra within 2 cm of the L1 vertebra?", "presence", "yes"),  # 6 mm between voxels
+        ("Is the T12 vertebra within 5 mm of the L1 vertebra?", "presence", "no"),
         ("Is the tumour bigger than the cyst?", "larger", "yes"),
         ("Is the tumour smaller than the cyst?", "larger", "no"),
         ("Which of the organs is smallest in volume?", "nearest", "pancreas"),

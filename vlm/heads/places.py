@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -118,16 +119,18 @@ def _bearing(reading: Reading) -> dict[str, Any]:
 
 def _same_side(reading: Reading) -> dict[str, Any]:
     """By the sides of their centres; in the midline is no side."""
-    pair = reading.pair()
-    if pair is None:
+    several = reading.selected() if len(reading.selected()) > 2 else reading.pair()
+    if several is None:
         return none_found(reading)
-    sides = [i.side for i in pair]
-    so = sides[0] == sides[1] != "midline"
+    sides = [i.side for i in several]
+    so = len(set(sides)) == 1 and sides[0] != "midline"
     if re.search(r"\b(?:opposite|other|different|contralateral)\b", reading.question.question.lower()):
         so = set(sides) == {"left", "right"}
     answer = "yes" if so else "no"
-    where = [f"the {display(i.label)} is {_SIDE_SAID[side]}" for i, side in zip(pair, sides, strict=True)]
-    return _chosen(reading, answer, f"{answer.capitalize()}: {' and '.join(where)}.", [*pair])
+    where = [f"the {display(i.label)} is {_SIDE_SAID[side]}" for i, side in zip(several, sides, strict=True)]
+    if len(several) > 2:
+        where = [f"{number} lie {_SIDE_SAID[side]}" for side, number in Counter(sides).items()]
+    return _chosen(reading, answer, f"{answer.capitalize()}: {' and '.join(where)}.", [*several])
 
 
 def _confined(reading: Reading) -> dict[str, Any]:

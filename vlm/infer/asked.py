@@ -166,7 +166,7 @@ def _placed(ask: _Asked) -> str | None:
         return "gap"
     if ask.ends == 2 and ask.says("bearing") and not ask.claim:
         return "bearing"
-    if len(ask.labels) == 2 and ask.claim and ask.says("same_side"):
+    if (len(ask.labels) == 2 or ask.lesions) and ask.claim and ask.says("same_side"):
         return "same_side"
     if ask.ends == 2 and not ask.claim and ask.says("how_far") and way_in(ask.text) and not _of_amounts(ask):
         return "offset"
@@ -211,6 +211,7 @@ def _compared(ask: _Asked) -> str | None:
         ask.lesions
         and ask.ends == 1
         and unsure
+        and (" or " not in ask.line or ask.mention.lesions)
         and not (ask.claim or ask.says("holder"))
         and parse_lesion_ranks(ask.text)
     ):

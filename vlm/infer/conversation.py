@@ -62,8 +62,8 @@ RANKS = {  # place by volume, largest first; -1 is the last
     3: r"(?:third|3rd)(?: (?:largest|biggest))?",
     4: r"(?:fourth|4th)(?: (?:largest|biggest))?",
     5: r"(?:fifth|5th)(?: (?:largest|biggest))?",
-    1: r"largest|biggest|greatest|(?:larger|bigger)(?= one| of )|first",
-    -1: r"smallest|tiniest|smaller(?= one| of )|last",
+    1: r"largest|biggest|greatest|(?:larger|bigger)(?= one| of )|(?:large|big)(?= one)|first",
+    -1: r"smallest|tiniest|smaller(?= one| of )|(?:small|tiny)(?= one)|last",
 }
 BEFORE_TARGET = dict.fromkeys(("distance", "gap"), r"from|to|and") | dict.fromkeys(
     ("larger", "denser", "volume_difference"), r"than|with|to|against|and"
@@ -228,6 +228,8 @@ class Conversation:
         answer, _ = self.engine.reply(self.scan, self._question(follow.text), Focus(follow.fact, ids, follow.lacking))
         if follow.fact == "larger" and not answer.abstained:
             answer = _named_apart(answer, self.scan.scene)
+        if follow.fact in COMPARISONS and len(ends := _in_evidence(answer, self.scan.scene)) == 2:
+            return replace(turn, answer=answer, subject=ends[:1], target=ends[1:])  # the larger is talked of next
         return replace(turn, answer=answer)
 
     def _question(self, text: str) -> Question:

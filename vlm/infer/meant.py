@@ -34,6 +34,8 @@ NEAREST_LESION = re.compile(
     rf" (?:(?:nearest|closest|farthest|furthest) {_A_LESION}|{_A_LESION} (?:that |which )?(?:is |lies |located )?"
     r"(?:nearest|closest|farthest|furthest)) "
 )
+LARGEST = ("volume_ml", False, 1, 1)
+_OR = re.compile(r" (?:than|or|with|vs\.?|versus) ")
 NEAREST_OF = re.compile(r" (?:nearest|closest) (?P<those>.*)")
 
 
@@ -51,6 +53,8 @@ def meant(reading: Reading) -> np.ndarray:
         labels = [name for name in labels if not name.startswith("vertebra")] or labels
         subjects = [i for i in _lesions(reading) or instances if i.label in labels]
         return _only(reading, [_likeliest(reading, subjects)] if subjects else [])
+    if fact == "same_side" and len(labels) != 2:
+        return _only(reading, [i for i in instances if i.label in labels])
     if fact == "confined":
         said = find_mentions(text.rpartition(" in ")[0] or text, scene_classes(reading.scene)).classes
         lesions, ranks = [i for i in instances if is_lesion(i.label) and i.label in said], parse_lesion_ranks(text)
@@ -163,10 +167,12 @@ def _lesions(reading: Reading) -> list[Instance]:
 
 
 def _largest_of_each(reading: Reading, lesions: list[Instance]) -> list[Instance]:
-    """The largest lesion of each class named; none where ranks, sizes, sides or an organ beside them are named too."""
+    """The largest lesion of each class named; none where other ranks, sizes, sides or an organ beside are named too."""
     mention, text = reading.mention, reading.question.question
     beside = any(not is_lesion(name) for name in labels_of(reading))
-    if beside or mention.sides or reading.threshold or parse_lesion_ranks(text) or chooses(plain_line(text)):
+    ranks = parse_lesion_ranks(re.sub(r"\b(?:larg|bigg|great|small)er\b", "", text))  # "which is smaller, A or B?"
+    others = [rank for rank in ranks if (rank.attribute, rank.low, rank.first, rank.number) != LARGEST]
+    if beside or mention.sides or reading.threshold or others or (not ranks and chooses(plain_line(text))):
         return []
     return list({i.label: i for i in sorted(lesions, key=lambda i: i.volume_ml)}.values())
 
@@ -175,7 +181,7 @@ def compared_largest(reading: Reading) -> Mention | None:
     """What is mentioned where kinds of lesions are compared of which one has several classes, "is the tumour bigger
     than the cyst?": on each side the class of the largest; None for another question.
     """
-    halves = reading.question.question.lower().split(" than ")
+    halves = _OR.split(reading.question.question.lower())
     if FACTS[reading.fact].takes != "pair" or len(halves) != 2 or len(reading.mention.classes) < 3:
         return None
     known = tuple(name for name in reading.mention.classes if is_lesion(name))

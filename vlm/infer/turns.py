@@ -77,18 +77,39 @@ def in_full(text: str, turns: list[Turn], scene: Scene) -> str:
     lesions that were spoken of. As it is where nothing was spoken of.
     """
     text = _of_the_lesions(text, turns, scene)
-    last = spoken_of(text, turns) or next((turn.subject for turn in reversed(turns) if turn.subject), ())
+    last = (
+        _latter(text, turns)
+        or spoken_of(text, turns)
+        or next((turn.subject for turn in reversed(turns) if turn.subject), ())
+    )
     names = list(dict.fromkeys(name_in(scene, i) for i in last))
     if not names or len(names) > MOST_NAMED:
         return text
     if len(names) == 1:
         text = _other_side(text, last[0], scene)
+        text = re.sub(r"\bthe (?:former|latter)\b", f"the {names[0]}", text, flags=re.IGNORECASE)
         text = re.sub(r"\bits\b", f"the {names[0]}'s", text, flags=re.IGNORECASE)
         return re.sub(_SINGLE, f"the {names[0]}", text, flags=re.IGNORECASE)
     together = enumerate_things(f"the {name}" for name in names)
     text = re.sub(r"\btheir\b(.*?)(?=[?.]|$)", rf"the\1 of {together}", text, count=1, flags=re.IGNORECASE)
     text = re.sub(r"\bfrom (?:each other|one another)\b", "", text, flags=re.IGNORECASE)
     return re.sub(rf"\b(?:{_MANY})\b", together, text, count=1, flags=re.IGNORECASE)
+
+
+def _latter(text: str, turns: list[Turn]) -> tuple[Instance, ...]:
+    """The end of the last comparison or distance that "the latter" or "the former" stands for; () without one."""
+    said = re.search(r"\bthe (former|latter)\b", text, re.IGNORECASE)
+    both = next((turn for turn in reversed(turns) if turn.subject and turn.target), None)
+    if said is None or both is None:
+        return ()
+    first, second = sorted((both.subject, both.target), key=lambda end: _place(both.asked, end[0]))
+    return first if said[1].lower() == "former" else second
+
+
+def _place(text: str, instance: Instance) -> int:
+    """Where a text names the class of an instance; beyond its end where it does not."""
+    place = text.lower().find(display(instance.label).lower())
+    return place if place >= 0 else len(text)
 
 
 def spoken_of(text: str, turns: list[Turn]) -> tuple[Instance, ...]:
@@ -99,6 +120,10 @@ def spoken_of(text: str, turns: list[Turn]) -> tuple[Instance, ...]:
     if not about or not re.search(rf"\b(?:{_MANY})\b", text, re.IGNORECASE):
         return ()
     last = about[-1]
+    family = next((turn.subject for turn in reversed(about) if len(turn.subject) > 2), ())
+    two = re.search(r"\b(?:two|both)\b", text, re.IGNORECASE)
+    if family and not (two or last.target) and {i.id for i in last.subject} <= {i.id for i in family}:
+        return family  # "how many are there?", "how big is the largest?", "what is their total volume?"
     if last.target:
         return (*last.subject, *last.target)
     if len(last.subject) == 1 and len(about) > 1 and len(about[-2].subject) == 1:
