@@ -170,7 +170,8 @@ def _largest_of_each(reading: Reading, lesions: list[Instance]) -> list[Instance
     """The largest lesion of each class named; none where other ranks, sizes, sides or an organ beside are named too."""
     mention, text = reading.mention, reading.question.question
     beside = any(not is_lesion(name) for name in labels_of(reading))
-    ranks = parse_lesion_ranks(re.sub(r"\b(?:larg|bigg|great|small)er\b", "", text))  # "which is smaller, A or B?"
+    text = re.sub(r"\b(?:larg|bigg|great|small)er\b", "", text)  # of "which is smaller, A or B?"
+    ranks = parse_lesion_ranks(text)
     others = [rank for rank in ranks if (rank.attribute, rank.low, rank.first, rank.number) != LARGEST]
     if beside or mention.sides or reading.threshold or others or (not ranks and chooses(plain_line(text))):
         return []
