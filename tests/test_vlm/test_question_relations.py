@@ -48,6 +48,9 @@ def test_sums_are_compared(abdomen: Scene, text: str, choice: str | None) -> Non
         ("Are the liver tumours confined to the liver?", "presence", "yes"),
         ("Is the largest lesion in the liver?", "presence", "yes"),
         ("Is the smallest lesion located in the left kidney?", "presence", "no"),
+        ("Is the renal cyst in the left or right kidney?", "larger", "kidney_right"),
+        ("Is the lesion in the liver or the spleen?", "nearest", "liver"),
+        ("Is the tumour load larger in the liver or the left kidney?", "larger", "liver"),
         ("Are the liver tumours all on the same side?", "side", "yes"),
         ("Are all lesions on the same side?", "side", "no"),
         ("Which is larger, the largest liver tumour or the kidney tumour?", "larger", "liver_tumor"),
@@ -83,6 +86,11 @@ def test_an_organ_among_options_holds_lesions(abdomen: Scene) -> None:
         ("What is the RECIST sum of diameters?", "long_axis", 39.598),
         ("Distance from the kidney tumour to the spleen surface?", "distance", 23.324),
         ("By what percentage is the left kidney larger than the right?", "share", 100 * (741 / 552 - 1)),
+        ("Difference in height between the left and the right kidney?", "volume_difference", 4),  # 24 mm, 20 mm
+        ("What is the mean HU of the tumours in the liver?", "intensity", (512 * 40 + 64 * 44 + 8 * 80) / 584),
+        ("How long is each vertebra?", "off_topic", 14.142),  # of the largest, 10 mm and 10 mm between centres
+        ("Can you measure the height of both kidneys?", "craniocaudal", 24),
+        ("Measure the liver.", "intensity", 72.128),
         ("How big is the spleen?", "off_topic", 26.077),  # between voxel centres, 14 mm and 22 mm apart
     ],
 )
@@ -94,7 +102,13 @@ def test_limits_in_per_cent(abdomen: Scene) -> None:
     said = answer(abdomen, "Is the liver tumour burden more than 10%?", "share")
     assert (said["choice"], said["value"]) == ("no", pytest.approx(6.083))
     assert answer(abdomen, "Do the tumours make up at least 5 per cent of the liver?", "share")["choice"] == "yes"
+    assert answer(abdomen, "Is more than half of the liver replaced by tumour?", "share")["choice"] == "no"
     assert parse_per_cent("How many per cent?") is None
+
+
+def test_organs_of_a_density(abdomen: Scene) -> None:
+    said = answer(abdomen, "Which organs are denser than 100 HU?", "denser")
+    assert said["choices"] == ("L1 vertebra", "L2 vertebra", "T12 vertebra")
 
 
 def test_lesions_by_organ(abdomen: Scene) -> None:
@@ -118,6 +132,7 @@ def test_a_length_is_that_of_the_whole_organ(abdomen: Scene) -> None:
         ("How many lesions lie in the upper half of the liver?", "count"),
         ("What muscle does it arise from?", "region"),
         ("Is it deep or superficial?", "anteroposterior"),
+        ("Is the cyst Bosniak I?", "presence"),
     ],
 )
 def test_parts_that_no_mask_has_are_refused(abdomen: Scene, text: str, fact: str) -> None:

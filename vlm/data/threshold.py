@@ -49,6 +49,7 @@ _AFTER_UNIT = {  # attribute -> what follows the unit: "10 cm wide"
     "transverse_mm": r"wide|broad|in width",
     "anteroposterior_mm": r"deep|in depth",
 }
+_PARTS = {"a half": "50", "half": "50", "a third": "33.333", "two thirds": "66.667", "a quarter": "25"}
 _FILLER = r"(?:(?:about|approximately|roughly)\s+)?"
 _NUMBER = r"(?P<number>-?\d+(?:[.,]\d+)?)"
 _UNIT = rf"(?P<unit>{'|'.join(UNITS)})(?![\w³^])"
@@ -123,7 +124,10 @@ def parse_threshold(text: str) -> Threshold | None:
 
 
 def parse_per_cent(text: str) -> Threshold | None:
-    """The comparison with a per cent in `text`: "more than 10 % of the liver"; None without one."""
+    """The comparison with a per cent or a part in `text`: "over 10 %", "over half of the liver"; None without one."""
+    text = re.sub(
+        rf"\b({'|'.join(_PARTS)})\b(?= of)", lambda part: f"{_PARTS[part[1].lower()]} %", text, flags=re.IGNORECASE
+    )
     for op, words in BEFORE.items():
         if match := re.search(rf"(?:{words})\s*{_FILLER}{_NUMBER}\s*(?:%|per\s?cent)", text, re.IGNORECASE):
             return Threshold("share", op, float(match["number"].replace(",", ".")), "%")

@@ -230,7 +230,8 @@ def _organs(reading: Reading) -> list[Instance]:
     organs = [i for i in reading.scene.instances if not is_lesion(i.label)]
     optional = [i for i in organs if match_option(i.label, reading.question.options)]
     subject = reading.one() if reading.fact == "nearest" else None
-    named = [i for i in organs if i.label in reading.mention.classes and not (subject and i.label == subject.label)]
+    said = {*reading.mention.classes, *reading.mention.places}
+    named = [i for i in organs if i.label in said and not (subject and i.label == subject.label)]
     return optional or named or organs
 
 

@@ -19,7 +19,7 @@ from vlm.heads.counting import plural
 from vlm.heads.places import ahead_by, opposite, way_in
 from vlm.heads.ranks import chooses
 from vlm.heads.reading import Reading, evidence, none_found, shared_name, shown
-from vlm.plain_words import plain_line
+from vlm.plain_words import fact_in, plain_line
 from vlm.wholes import OF_THE_LARGEST, Whole, pieces_of, whole
 
 _SAYS = {
@@ -60,6 +60,10 @@ _CALLED = {  # fact of one instance -> what it is called where that of several i
     "volume": "volume",
     "intensity": "mean attenuation",
 }
+LENGTHS = tuple(name for name, fact in FACTS.items() if fact.attribute and fact.unit == "mm")
+_DIFFERENCE_IN = re.compile(
+    r"\bdiffer(?:ence|s)? (?:in|of) (?:length|height|width|depth|diameter|(?:long|short) axis)\b"
+)
 _OF_WHAT = re.compile(r"(?:per ?cent(?:age)?|%|fraction|share|proportion) of (?P<whole>.*)")
 _LIES_IN = re.compile(r"(?P<those>.*?)\b(?:is|are|lies?|sits?|located|found|situated) (?:\w+ )?(?:in|within|inside)\b")
 _PER_CENT = re.compile(r"\bper ?cent(?:age)?\b|%")
@@ -70,6 +74,7 @@ _EACH = re.compile(
     r"\b(?:each|every|individual(?:ly)?|respective(?:ly)?|one by one|per (?:lesion|nodule|tumou?r|structure|organ)"
     r"|(?:volume|size|length|diameter|height|width|dimension)s)\b"
 )
+_OF_LESIONS = re.compile(r"\bof (?:all |the )*(?:\w+ )?(?:lesions|tumou?rs|nodules|masses|metastases|cysts)\b")
 _BOTH = re.compile(r"\b(?:both|all|combined|together|overall)\b")
 
 
@@ -115,7 +120,9 @@ def joined(fact: str, text: str) -> str | None:
     """
     line = text.lower()
     if fact == "intensity":
-        return "mean" if _BOTH.search(line) else "each" if _EACH.search(line) else None
+        return "mean" if _BOTH.search(line) or _OF_LESIONS.search(line) else "each" if _EACH.search(line) else None
+    if fact in _CALLED and fact != "volume" and re.search(r"\bboth\b", line) and not _SUM.search(line):
+        return "each"
     ways = {"median": _MEDIAN, "mean": _AVERAGE, "total": _SUM, "each": _EACH} if fact in _CALLED else {}
     return next((how for how, words in ways.items() if words.search(line)), None)
 
@@ -193,7 +200,15 @@ def _gap(reading: Reading) -> Measured | None:
 
 
 def _volume_difference(reading: Reading) -> Measured | None:
-    """In ml, or where it is asked for in per cent of the one named second."""
+    """In ml, or where it is asked for in per cent of the one named second, or of a length in mm."""
+    length = fact_in(reading.question.question, LENGTHS)
+    if length and _DIFFERENCE_IN.search(reading.question.question.lower()) and (pair := reading.pair()):
+        first, second = sorted(pair, key=lambda i: -getattr(i, FACTS[length].attribute or ""))
+        value = getattr(first, FACTS[length].attribute or "") - getattr(second, FACTS[length].attribute or "")
+        words = {"a": _name(reading, first), "b": _name(reading, second), "what": _CALLED[length]}
+        return Measured(
+            value, [first, second], words, "The {what} of the {a} is {value} more than that of the {b}.", "mm"
+        )
     if _PER_CENT.search(reading.question.question.lower()) and (pair := reading.pair()):
         first, second = pair
         value = 100 * (first.volume_ml - second.volume_ml) / second.volume_ml

@@ -246,6 +246,12 @@ def _of_lesions(ask: _Asked) -> str | None:
     said = claimed("side", ask.text, ask.mention) and not (ask.sized or " there " in ask.line)
     if said and ask.ends == 1 and len(ranks) == 1:
         return "side"  # "is the largest lesion on the right?"
+    organs = {*ask.mention.places, *(name for name in ask.mention.classes if not is_lesion(name))}
+    if len(organs) > 1 and " or " in ask.line and not ask.sized:
+        if ask.says("burden"):
+            return "most_affected"  # "is the tumour load larger in the liver or in the spleen?"
+        if re.search(r" (?:in|within|inside) .* or ", ask.line) and not ask.says("does_it_hold"):
+            return "nearest"  # "is the cyst in the left or in the right kidney?"
     if ask.ends == 1 and not ask.mention.places and ask.fact == "share":
         return "total_volume"  # "the tumour burden"
     if ask.says("burden") and not (which or ask.says("asked")):
@@ -271,6 +277,8 @@ def _measured(ask: _Asked) -> str | None:
         and not (ask.single.startswith("intensity") or ask.says("of_density"))
     ):
         return ask.single  # "mean nodule volume"
+    if ask.says("measure_it") and fact_in(ask.text, MEASURED) is None and ask.ends == 1 and not ask.sized:
+        return "long_axis" if ask.lesions else "volume"
     if fact == "multiplicity" and ask.claim and " any " in line and counted(ask.text, 1) is None:
         return "presence"
     if fact == "long_axis" and ask.says("end_to_end") and not ask.says("axial") and ask.long_and_thin:
@@ -314,6 +322,8 @@ def _in_doubt(ask: _Asked, off_topic: float) -> str:
     if ask.claim and (ask.ends == 2 or ask.two_absent or len(kinds) == 2) and (ask.says("touches") or away):
         return "gap"
     of_size = compared_by(text) != "volume_ml" or ask.says("of_size")
+    if limit and not ask.claim and fact in ("denser", "larger") and re.search(rf" (?:{THINGS})s ", line):
+        return "contents"  # "which organs are denser than 100 HU?"
     if fact == "denser" and of_size and not ask.says("of_density"):
         return "larger"
     if len(labels) == 2 and " minus " in line and fact not in ("volume_difference", "intensity_difference"):
@@ -331,7 +341,8 @@ def _in_doubt(ask: _Asked, off_topic: float) -> str:
     if fact == "craniocaudal" and ask.single == "long_axis" and any(map(is_lesion, labels)):
         return "long_axis"  # "tumour length"
     pair = fact_in(text, PAIRS)
-    plain = pair if len(labels) == 2 and pair else ask.single if len(labels) < 2 else None
+    several = len(labels) > 1 and not (ask.single and joined(ask.single, text))
+    plain = pair if len(labels) == 2 and pair else None if several else ask.single
     if off_topic >= OFF_TOPIC or fact == "off_topic":
         about = bool(labels) or (is_bare(text) and bool(ask.reading.scene.instances))
         return plain if plain and about and not ask.says("time") else fact

@@ -112,6 +112,8 @@ def unmeasured(reading: Reading) -> str | None:
     other = phrase_in("other_measures", plain_line(clauses[-1]))  # "The dose depends on it. What is its volume?"
     if other and ":" not in fact and FACTS[fact].takes != "scan":
         return f"no {re.sub('hu$', 'HU', re.sub('heav.*|weigh.*', 'weight', other))} is measured here"
+    if grading := phrase_in("gradings", line):
+        return f"no {grading} category is told here"
     part = phrase_in("part_of_an_organ", line)
     if part and fact in ("count", "presence", "nearest", "box", "multiplicity", "region"):
         noun = part.removesuffix(" of").split()[-1]
