@@ -10,9 +10,10 @@ from abdomen import answer, build_abdomen, read
 
 from vlm.claims import counted
 from vlm.data.threshold import parse_per_cent, parse_threshold
+from vlm.infer.comparisons import totals_compared
 from vlm.infer.engine import Engine
 from vlm.infer.scope import unmeasured
-from vlm.infer.several import clauses_in, totals_compared
+from vlm.infer.several import clauses_in
 from vlm.regions import region_in, regions_said
 from vlm.scene import Scene
 from vlm.schema import Question
@@ -31,6 +32,9 @@ def abdomen() -> Scene:
         ("Is the spleen smaller than the left and right kidney combined?", "yes"),
         ("Is the spleen larger than the left kidney?", None),
         ("Is the spleen denser than both kidneys together?", None),
+        ("Do the kidneys together exceed the spleen in volume?", "yes"),
+        ("Which has more volume, both kidneys together or the spleen?", "the left kidney and the right kidney"),
+        ("Which has more volume, the left kidney or the spleen?", None),
     ],
 )
 def test_sums_are_compared(abdomen: Scene, text: str, choice: str | None) -> None:
@@ -146,6 +150,8 @@ def test_sizes_that_are_stated() -> None:
     assert exact and [exact.holds(value) for value in (19.4, 19.6, 20.6)] == [False, True, False]
     within = parse_threshold("Is its volume within 50 and 100 ml?")
     assert within and (within.value, within.most) == (50, 100)
+    any_way = parse_threshold("Does it exceed 10 cm in any dimension?")
+    assert any_way and any_way.attribute == "diameter_3d_mm"
 
 
 def test_a_statement_of_one_is_of_exactly_one() -> None:

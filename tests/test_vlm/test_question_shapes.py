@@ -11,8 +11,9 @@ from seg_backbone.labels import display
 from seg_backbone.lesions import Instance
 from vlm.heads.choose import match_option
 from vlm.heads.reading import may_hold, shared_name
+from vlm.infer.comparisons import extents_compared
 from vlm.infer.scope import told_in_part
-from vlm.infer.several import extents_compared, measures_in, ranks_in, with_options
+from vlm.infer.several import measures_in, ranks_in, with_options
 from vlm.infer.turns import Turn, in_full
 from vlm.scene import Scene
 from vlm.schema import Answer, Question

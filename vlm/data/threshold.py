@@ -38,7 +38,7 @@ AFTER = {  # comparison after the unit
 }
 _LENGTHS = {  # attribute -> the words that say that it is compared with a length; the long axis without them
     "short_axis_mm": r"short(?:est)?(?:-| )axis|minor axis",
-    "diameter_3d_mm": r"3-?d\b|in any direction|three[- ]dimension",
+    "diameter_3d_mm": r"3-?d\b|in any (?:direction|dimension|plane)|three[- ]dimension",
     "craniocaudal_mm": r"cranio-?caudal|top to bottom|head to foot",
     "anteroposterior_mm": r"antero-?posterior|\bap\b|front to back",
     "transverse_mm": r"left[- ]to[- ]right",

@@ -26,7 +26,7 @@ from vlm.scene import scene_classes
 
 UNSURE = 0.6  # a router below this is set right by plain words
 GUESSED = 0.35  # below this it is a guess
-LONG_AND_THIN = 3.0  # times as far from top to bottom as on a slice
+LONG_AND_THIN = 2.0  # times as far from top to bottom as on a slice
 OFF_TOPIC = 0.5  # see vlm/infer/scope.py
 MEASURED = tuple(name for name, fact in FACTS.items() if fact.kind == "measurement")
 SINGLES = tuple(name for name in MEASURED if FACTS[name].takes == "one")
@@ -269,7 +269,7 @@ def _of_lesions(ask: _Asked) -> str | None:
 def _measured(ask: _Asked) -> str | None:
     fact, line = ask.fact, ask.line
     diameter = fact == "diameter_3d" and " diameter" in line
-    if ask.ends == 1 and ask.says("three_extents") and fact in MEASURED and not diameter:
+    if ask.ends < 2 and ask.says("three_extents") and fact in MEASURED and not diameter:
         return "box"
     if (
         fact.startswith("intensity")

@@ -24,19 +24,12 @@ from vlm.facts import FACTS
 from vlm.heads import decode
 from vlm.heads.choose import match_number, match_option
 from vlm.heads.reading import Focus, Reading
+from vlm.infer.comparisons import extents_compared, totals_compared
 from vlm.infer.conversation import Conversation
 from vlm.infer.mending import mend
 from vlm.infer.rereading import reread
 from vlm.infer.scope import not_understood, refusal, told_in_part, unclear, unmeasured
-from vlm.infer.several import (
-    clauses_in,
-    extents_compared,
-    measures_in,
-    ranks_in,
-    statements_in,
-    totals_compared,
-    with_options,
-)
+from vlm.infer.several import clauses_in, measures_in, ranks_in, statements_in, with_options
 from vlm.model import CONFIG, Opened, VisionLanguageModel
 from vlm.scene import Scene, build_scene
 from vlm.schema import Answer, Question, check_type

@@ -9,17 +9,11 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
-from typing import Any
 
-from seg_backbone.labels import display
-from vlm.claims import is_claim
-from vlm.data.wordings import enumerate_things
 from vlm.facts import FACTS
 from vlm.grounding import find_mentions
-from vlm.heads import decode
-from vlm.heads.choose import match_option
 from vlm.heads.ranks import THINGS, compared_by, superlatives
-from vlm.heads.reading import Reading, evidence, shown
+from vlm.heads.reading import Reading
 from vlm.plain_words import fact_in, plain_line, says
 from vlm.scene import scene_classes
 from vlm.schema import Question
@@ -46,7 +40,6 @@ _AND_OF_SCAN = re.compile(
     r"\bmodality and (?:the |which )?(?:body |anatom\w+ )?(?:region|part|area)"
     r"|\b(?:region|part|area) and (?:the )?modality"
 )
-_TOGETHER = re.compile(r"\b(?:together|combined|altogether|in total|both|sum|and)\b")
 _WH = r"(?:which|what|where|how|who)"
 _CLAUSES = re.compile(
     rf"[?;]\s+(?:and,? )?(?:if so,? )?|,? (?:and,? if so|if so|and),? (?=(?:(?:on|in|at|to) )?{_WH}\b|if so\b)",
@@ -55,16 +48,6 @@ _CLAUSES = re.compile(
 _OPENS = re.compile(
     rf"(?:(?:on|in|at|to) )?{_WH}\b|(?:is|are|does|do|has|have|can|tell|give|report|state|count|find)\b", re.IGNORECASE
 )
-_FIELDS = {fact.attribute: name for name, fact in FACTS.items() if fact.attribute}
-_AS_COMPARED = {
-    "wide": "wider",
-    "broad": "broader",
-    "tall": "taller",
-    "high": "taller",
-    "deep": "deeper",
-    "long": "longer",
-}
-_LESS = re.compile(r"\b(?:shorter|narrower|smaller|thinner|shallower|less)\b")
 _OF_BOTH = re.compile(
     r"\b(?:between|difference|ratio|compare\w*|than|from|versus|vs|together|total|sum|combined|how many)\b"
 )
@@ -88,61 +71,6 @@ def measures_in(reading: Reading) -> tuple[str, ...]:
         facts = ["intensity", *facts]  # "mean and standard deviation"
     named = [mention for part in parts if (mention := find_mentions(part, classes).classes)]
     return tuple(dict.fromkeys(facts)) if len(set(facts)) > 1 and len(named) < 2 else one
-
-
-def extents_compared(reading: Reading) -> dict[str, Any] | None:
-    """The answer to a yes/no question that compares two extents of one structure, "longer from front to back than from
-    left to right?", "wider than it is tall?"; None for another question.
-    """
-    question = reading.question
-    first, than, second = question.question.lower().partition(" than ")
-    named = set(reading.mention.classes)
-    if not than or not is_claim(question.question) or reading.threshold or reading.limit or len(named) > 1:
-        return None
-    second = re.sub(rf"\b({'|'.join(_AS_COMPARED)})\b", lambda word: _AS_COMPARED[word[1]], second)
-    facts = [_FIELDS[field] for field in map(compared_by, (first, second)) if field != "volume_ml"]
-    if len(set(facts)) != 2 or question.type not in (None, "classification", "open"):
-        return None
-    here, there = (decode(replace(reading, fact=fact)) for fact in facts)
-    if here.get("value") is None or there.get("value") is None:
-        return None
-    ahead = here["value"] < there["value"] if _LESS.search(first) else here["value"] > there["value"]
-    answer = "yes" if ahead else "no"
-    text = f"{answer.capitalize()}. {here['text']} {there['text']}"
-    choice = match_option(answer, question.options) if question.options else answer
-    return here | {"type": "classification", "text": text, "value": None, "unit": None, "choice": choice}
-
-
-def totals_compared(reading: Reading) -> dict[str, Any] | None:
-    """The answer to a yes/no question that compares volumes of which one is a sum, "is the spleen larger than both
-    kidneys together?"; None for another question.
-    """
-    question, scene = reading.question, reading.scene
-    halves = question.question.lower().split(" than ")
-    if len(halves) != 2 or not is_claim(question.question) or not _TOGETHER.search(question.question.lower()):
-        return None
-    if compared_by(question.question) != "volume_ml" or says("of_density", plain_line(question.question)):
-        return None
-    named = [find_mentions(half, scene_classes(scene)).classes for half in halves]
-    ends = [[i for i in scene.instances if i.label in labels] for labels in named]
-    several = any(len({i.label for i in end}) > 1 for end in ends)
-    if not (all(ends) and several) or set(named[0]) & set(named[1]):
-        return None
-    first, second = (sum(i.volume_ml for i in end) for end in ends)
-    answer = "yes" if (first < second if _LESS.search(halves[0]) else first > second) else "no"
-    sums = [
-        f"{enumerate_things(f'the {display(name)}' for name in dict.fromkeys(i.label for i in end))}" for end in ends
-    ]
-    text = f"{answer.capitalize()}: {shown(first)} ml of {sums[0]} against {shown(second)} ml of {sums[1]}."
-    choice = match_option(answer, question.options) if question.options else answer
-    used = [i for end in ends for i in end]
-    return {
-        "type": "classification",
-        "text": text,
-        "choice": choice,
-        "evidence": evidence(used),
-        "confidence": reading.confidence(used),
-    }
 
 
 def clauses_in(question: Question) -> tuple[str, ...]:
