@@ -19,10 +19,9 @@ check: .venv/.done
 
 # The weights that ship, from the data: hours on a CPU; every stage goes on where it was interrupted.
 weights: .venv/.done
-	$(BIN)/vlm train segmentation --config configs/segmentation.yaml --data $(DATA) --resume
-	$(BIN)/vlm train segmentation --config configs/segmentation_tune.yaml --data $(DATA) --resume
-	$(BIN)/vlm train segmentation --config configs/segmentation_more.yaml --data $(DATA) --resume
-	cp runs/segmentation_more/model/* seg_backbone/weights/default/
+	set -e; for stage in $(sort $(wildcard configs/segmentation*.yaml)); do \
+		$(BIN)/vlm train segmentation --config $$stage --data $(DATA) --resume; done
+	cp runs/segmentation_6/model/* seg_backbone/weights/default/
 	$(BIN)/vlm train alignment --config configs/vlm.yaml --data $(DATA) --resume
 	$(BIN)/vlm train instruction --config configs/vlm.yaml --data $(DATA) --resume
 	cp runs/instruction/model/* vlm/weights/default/

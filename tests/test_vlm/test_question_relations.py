@@ -55,6 +55,10 @@ def test_sums_are_compared(abdomen: Scene, text: str, choice: str | None) -> Non
         ("Is the renal cyst in the left or right kidney?", "larger", "kidney_right"),
         ("Is the lesion in the liver or the spleen?", "nearest", "liver"),
         ("Is the tumour load larger in the liver or the left kidney?", "larger", "liver"),
+        ("Do both kidneys have lesions?", "contents", "yes"),
+        ("Do both kidneys have a cyst?", "presence", "no"),
+        ("Is the cyst darker than the kidney?", "denser", "yes"),  # 5 HU, and 34 HU of the one that it lies in
+        ("Which has more lesions, the liver or the left kidney?", "denser", "liver"),
         ("Are the liver tumours all on the same side?", "side", "yes"),
         ("Are all lesions on the same side?", "side", "no"),
         ("Which is larger, the largest liver tumour or the kidney tumour?", "larger", "liver_tumor"),
@@ -95,6 +99,8 @@ def test_an_organ_among_options_holds_lesions(abdomen: Scene) -> None:
         ("How long is each vertebra?", "off_topic", 14.142),  # of the largest, 10 mm and 10 mm between centres
         ("Can you measure the height of both kidneys?", "craniocaudal", 24),
         ("Measure the liver.", "intensity", 72.128),
+        ("How many organs contain lesions?", "count", 3),
+        ("What are the lengths of all lesions?", "count", 19.799),  # of the largest
         ("How big is the spleen?", "off_topic", 26.077),  # between voxel centres, 14 mm and 22 mm apart
     ],
 )

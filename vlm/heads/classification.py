@@ -54,6 +54,11 @@ def _presence(reading: Reading) -> dict[str, Any]:
             text = f"No, no {' and no '.join(map(display, lacking))} was found."
             return choose(reading, "no", text, chosen, reading.confidence(chosen))
         text = f"Yes, there is {a_or_an(display(chosen[0].label))}."
+        homes = {home.label for i in chosen if is_lesion(i.label) and (home := reading.home(i))}
+        without = [name for name in reading.mention.places if name not in homes]
+        if without and _BOTH.search(reading.question.question.lower()):
+            text = f"No, none was found in the {enumerate_things(map(display, without))}."
+            return choose(reading, "no", text, chosen, reading.confidence(chosen))
         things = dict.fromkeys(f"the {display(i.label)}" for i in chosen)
         if len(chosen) > 1 and any(is_lesion(i.label) for i in chosen):
             text = f"Yes, {len(chosen)} were found."
@@ -317,6 +322,7 @@ _MOST = re.compile(r"\b(?:most|more|higher|highest|greater|greatest|larger|large
 _ORDERED = re.compile(
     r"\b(?:rank|order\w*|sort\w*|arrange\w*|ascending|descending|increasing|decreasing|(?:small|larg|bigg)est to)\b"
 )
+_BOTH = re.compile(r"\b(?:both|each)\b")
 _ALL = re.compile(r"\b(?:all|every|each|both)\b")
 MISSING = re.compile(
     r"\b(?:missing|absent|lacking|not (?:\w+ )?(?:visible|present|seen|shown|there|in view|found|included|depicted))\b"

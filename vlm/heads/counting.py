@@ -15,6 +15,10 @@ from vlm.heads.reading import Reading, evidence
 _PER_ORGAN = re.compile(
     r"\b(?:per|by|(?:in|of|for) (?:each|every)) (?:organ|structure|kidney|lung|lobe|bone)\b|\beach organ\b"
 )
+_THAT_HOLD = re.compile(
+    r"\bhow many (?:\w+ )?(?:organs|structures|kidneys|lungs|lobes|bones|vertebrae|glands|sites) "
+    r"(?:contain|have|hold|harbou?r|show|carry|are (?:affected|involved)|with)\b"
+)
 
 
 def decode(reading: Reading) -> dict[str, Any]:
@@ -24,6 +28,9 @@ def decode(reading: Reading) -> dict[str, Any]:
     """
     if reading.fact != "count":
         return ordinal.decode(reading)
+    lesions = reading.mention.lesions or any(map(is_lesion, reading.mention.classes))
+    if lesions and _THAT_HOLD.search(reading.question.question.lower()):
+        return _holders(reading)
     chosen = reading.selected()
     organs = len({i.label for i in chosen if not is_lesion(i.label)})
     count = sum(is_lesion(i.label) for i in chosen) + organs if organs > 1 else len(chosen)
@@ -39,6 +46,19 @@ def decode(reading: Reading) -> dict[str, Any]:
         "value": count,
         "evidence": evidence(chosen),
         "confidence": reading.confidence(chosen),
+    }
+
+
+def _holders(reading: Reading) -> dict[str, Any]:
+    """How many structures hold a lesion: "How many organs contain lesions?"."""
+    lesions = [i for i in reading.selected() if is_lesion(i.label)]
+    homes = {home.label: home for lesion in lesions if (home := reading.home(lesion))}
+    listed = f": {', '.join(map(display, homes))}" if homes else ""
+    return {
+        "text": f"Structures with lesions: {len(homes)}{listed}.",
+        "value": len(homes),
+        "evidence": evidence([*homes.values()]),
+        "confidence": reading.confidence(lesions),
     }
 
 

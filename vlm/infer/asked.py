@@ -148,6 +148,10 @@ def _counted_or_told(ask: _Asked) -> str | None:
 
 def _held(ask: _Asked) -> str | None:
     """Which organs hold lesions."""
+    if ask.lesions and ask.says("more_lesions") and not ask.claim:
+        return "most_affected"  # "which has more lesions, the liver or the spleen?"
+    if ask.lesions and ask.claim and " both " in ask.line and len(ask.mention.places) > 1 and not ask.sized:
+        return "presence"
     if ask.lesions and ask.ends == 1 and ask.says("holders") and ask.reading.question.type in (None, "multilabel"):
         return "contents"
     measured = ask.fact in ("count", "share", *MEASURED)
@@ -277,6 +281,9 @@ def _measured(ask: _Asked) -> str | None:
         and not (ask.single.startswith("intensity") or ask.says("of_density"))
     ):
         return ask.single  # "mean nodule volume"
+    of_each = fact_in(re.sub(r"\b(size|length|volume|diameter|height|width)s\b", r"\1", ask.text), SINGLES)
+    if fact == "count" and of_each and joined(of_each, ask.text) == "each" and not ask.says("how_many"):
+        return of_each  # "what are the sizes of all lesions?"
     if ask.says("measure_it") and fact_in(ask.text, MEASURED) is None and ask.ends == 1 and not ask.sized:
         return "long_axis" if ask.lesions else "volume"
     if fact == "multiplicity" and ask.claim and " any " in line and counted(ask.text, 1) is None:

@@ -156,7 +156,10 @@ def _lesions(reading: Reading) -> list[Instance]:
         there = inside if fact == "share" or inside else there
     if takes == "pair" and organs and there:
         ends = [_likeliest(reading, [i for i in organs if i.label == label]) for label in {i.label for i in organs}]
-        if NEAREST_OF.search(plain_line(text)):  # "from the nearest vertebra"
+        family = (
+            len({split_side(end.label)[0] for end in ends}) == 1 < len(ends)
+        )  # "is the cyst darker than the kidney?"
+        if NEAREST_OF.search(plain_line(text)) or family:  # "from the nearest vertebra"
             ends = [min(ends, key=lambda end: min(reading.scene.relations.gap_mm(i, end) for i in there))]
         if fact == "gap":
             return [min(there, key=lambda i: reading.scene.relations.gap_mm(i, ends[0])), *ends]
@@ -178,23 +181,26 @@ def _largest_of_each(reading: Reading, lesions: list[Instance]) -> list[Instance
     return list({i.label: i for i in sorted(lesions, key=lambda i: i.volume_ml)}.values())
 
 
-def compared_largest(reading: Reading) -> Mention | None:
-    """What is mentioned where kinds of lesions are compared of which one has several classes, "is the tumour bigger
-    than the cyst?": on each side the class of the largest; None for another question.
+def compared_kinds(reading: Reading) -> Mention | None:
+    """What is mentioned where kinds are compared of which one has several classes: "is the tumour bigger than the
+    cyst?" is about the class of the largest of each, "is the cyst darker than the kidney?" about the kidney next to it;
+    None for another question.
     """
+    mention, gap_mm = reading.mention, reading.scene.relations.gap_mm
     halves = _OR.split(reading.question.question.lower())
-    if FACTS[reading.fact].takes != "pair" or len(halves) != 2 or len(reading.mention.classes) < 3:
+    if FACTS[reading.fact].takes != "pair" or len(halves) != 2 or len(mention.classes) < 3:
         return None
-    known = tuple(name for name in reading.mention.classes if is_lesion(name))
-    kinds = [find_mentions(half, known).classes for half in halves]
-    largest = [max(_of(reading, kind), key=lambda i: i.volume_ml, default=None) for kind in kinds]
-    if known != reading.mention.classes or set(kinds[0]) & set(kinds[1]) or None in largest:
+    kinds = [find_mentions(half, mention.classes).classes for half in halves]
+    some = [[i for i in reading.scene.instances if i.label in kind] for kind in kinds]
+    if not all(some) or set(kinds[0]) & set(kinds[1]) or {*kinds[0], *kinds[1]} != set(mention.classes):
         return None
-    return replace(reading.mention, classes=tuple(i.label for i in largest if i))
-
-
-def _of(reading: Reading, labels: tuple[str, ...]) -> list[Instance]:
-    return [i for i in reading.scene.instances if i.label in labels]
+    ends = [max(kind, key=lambda i: i.volume_ml) for kind in some]
+    if sum(is_lesion(end.label) for end in ends) == 1:
+        lesion, organs = (ends[0], some[1]) if is_lesion(ends[0].label) else (ends[1], some[0])
+        ends[ends[0] is lesion] = min(organs, key=lambda i: gap_mm(lesion, i))
+    elif not all(is_lesion(end.label) for end in ends):
+        return None
+    return replace(mention, classes=tuple(end.label for end in ends))
 
 
 def _holders(reading: Reading) -> list[Instance] | None:

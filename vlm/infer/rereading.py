@@ -20,7 +20,7 @@ from vlm.grounding import Mention, find_mentions
 from vlm.heads.ranks import compared_by
 from vlm.heads.reading import Reading
 from vlm.infer.asked import GUESSED, MEASURED, asked_fact
-from vlm.infer.meant import compared_largest, meant
+from vlm.infer.meant import compared_kinds, meant
 from vlm.plain_words import fact_in, plain_line, says
 from vlm.scene import scene_classes
 
@@ -55,7 +55,7 @@ def reread(reading: Reading, off_topic: float, known: tuple[str, ...]) -> tuple[
     elif claim and reading.fact == "gap" and says("touches", plain_line(question.question)):
         diagonal = float(np.linalg.norm(reading.scene.grid.spacing_mm))  # between the centres of neighbouring voxels
         reading = replace(reading, limit=Threshold("gap", "<=", diagonal, "mm"))
-    if (mention := compared_largest(reading)) is not None:
+    if (mention := compared_kinds(reading)) is not None:
         reading = replace(reading, mention=mention)
     return replace(reading, selection=meant(reading)), off_topic
 
