@@ -5,22 +5,21 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from seg_backbone.labels import display, is_lesion
 from seg_backbone.lesions import Instance
-from vlm.claims import asks_for_signed
 from vlm.data.wordings import enumerate_things
 from vlm.facts import FACTS, UNITS, asked_unit
-from vlm.grounding import find_mentions
 from vlm.heads.counting import plural
-from vlm.heads.places import ahead_by, opposite, way_in
+from vlm.heads.measured import CALLED, Measured, name_of, volume_of
+from vlm.heads.pairs import MEASURES_OF_PAIRS
 from vlm.heads.ranks import chooses
 from vlm.heads.reading import Reading, evidence, none_found, shared_name, shown
-from vlm.plain_words import fact_in, plain_line
-from vlm.wholes import OF_THE_LARGEST, Whole, pieces_of, whole
+from vlm.plain_words import plain_line
+from vlm.wholes import pieces_of, whole
 
 _SAYS = {
     "long_axis": "The {thing} is {value} long (longest axial diameter).",
@@ -47,26 +46,8 @@ _SAYS = {
     "total_volume": "Together they have a volume of {value}: {things}.",
 }
 MOST_LISTED = 10  # structures of a sum; of more than that classes are listed
-_SIGNED = "The {what} of the {a} minus that of the {b} is {value}."
 _OF_SEVERAL = "The {how} {what} of {number} {things} is {value}: {each}."
 _OF_EACH = "The {what} of each of {number} {things} in {unit}: {each}."
-_CALLED = {  # fact of one instance -> what it is called where that of several is told
-    "long_axis": "long axis",
-    "short_axis": "short axis",
-    "diameter_3d": "largest 3D diameter",
-    "craniocaudal": "extent from top to bottom",
-    "anteroposterior": "extent from front to back",
-    "transverse": "extent from left to right",
-    "volume": "volume",
-    "intensity": "mean attenuation",
-}
-LENGTHS = tuple(name for name, fact in FACTS.items() if fact.attribute and fact.unit == "mm")
-_DIFFERENCE_IN = re.compile(
-    r"\bdiffer(?:ence|s)? (?:in|of) (?:length|height|width|depth|diameter|(?:long|short) axis)\b"
-)
-_OF_WHAT = re.compile(r"(?:per ?cent(?:age)?|%|fraction|share|proportion) of (?P<whole>.*)")
-_LIES_IN = re.compile(r"(?P<those>.*?)\b(?:is|are|lies?|sits?|located|found|situated) (?:\w+ )?(?:in|within|inside)\b")
-_PER_CENT = re.compile(r"\bper ?cent(?:age)?\b|%")
 _MEDIAN = re.compile(r"\bmedian\b")
 _AVERAGE = re.compile(r"\b(?:mean|average|averaged)\b")
 _SUM = re.compile(r"\b(?:sum|total|combined|together|added|altogether)\b")
@@ -76,18 +57,6 @@ _EACH = re.compile(
 )
 _OF_LESIONS = re.compile(r"\bof (?:all |the )*(?:\w+ )?(?:lesions|tumou?rs|nodules|masses|metastases|cysts)\b")
 _BOTH = re.compile(r"\b(?:both|all|combined|together|overall)\b")
-
-
-class Measured(NamedTuple):
-    """value in `unit`, by default the fact's, of `instances`; words: what the sentence says besides. says: the
-    sentence, where it is not that of the fact.
-    """
-
-    value: float
-    instances: list[Instance]
-    words: dict[str, str]
-    says: str | None = None
-    unit: str | None = None
 
 
 def decode(reading: Reading) -> dict[str, Any]:
@@ -121,9 +90,9 @@ def joined(fact: str, text: str) -> str | None:
     line = text.lower()
     if fact == "intensity":
         return "mean" if _BOTH.search(line) or _OF_LESIONS.search(line) else "each" if _EACH.search(line) else None
-    if fact in _CALLED and fact != "volume" and re.search(r"\bboth\b", line) and not _SUM.search(line):
+    if fact in CALLED and fact != "volume" and re.search(r"\bboth\b", line) and not _SUM.search(line):
         return "each"
-    ways = {"median": _MEDIAN, "mean": _AVERAGE, "total": _SUM, "each": _EACH} if fact in _CALLED else {}
+    ways = {"median": _MEDIAN, "mean": _AVERAGE, "total": _SUM, "each": _EACH} if fact in CALLED else {}
     return next((how for how, words in ways.items() if words.search(line)), None)
 
 
@@ -139,8 +108,8 @@ def _of_several(reading: Reading, several: list[Instance], attribute: str, how: 
         value = float(np.median(values))
     elif reading.fact == "intensity":
         value = getattr(whole(pieces_of(several)), attribute)
-    name, called = plural(reading.thing()), _CALLED[reading.fact].removeprefix("mean ")
-    each = enumerate_things(f"{_name(reading, i)} {shown(v)}" for i, v in zip(several, values, strict=True))
+    name, called = plural(reading.thing()), CALLED[reading.fact].removeprefix("mean ")
+    each = enumerate_things(f"{name_of(reading, i)} {shown(v)}" for i, v in zip(several, values, strict=True))
     words = {
         "how": how,
         "unit": FACTS[reading.fact].unit or "",
@@ -177,128 +146,7 @@ def _sphere_diameter(reading: Reading) -> Measured | None:
 def _single(reading: Reading, instance: Instance | None, value: float | None) -> Measured | None:
     if instance is None or value is None:
         return None
-    return Measured(float(value), [instance], {"thing": _name(reading, instance)})
-
-
-def _distance(reading: Reading) -> Measured | None:
-    return _of_pair(reading, lambda a, b: float(np.linalg.norm(np.subtract(a.center_mm, b.center_mm))))
-
-
-def _offset(reading: Reading) -> Measured | None:
-    """Along one axis, between the centres."""
-    pair, way = reading.pair(), way_in(reading.question.question)
-    if pair is None or way is None:
-        return None
-    ahead = ahead_by(way, *pair)
-    words = {"a": _name(reading, pair[0]), "b": _name(reading, pair[1]), "way": way if ahead > 0 else opposite(way)}
-    return Measured(abs(ahead), [*pair], words)
-
-
-def _gap(reading: Reading) -> Measured | None:
-    gap_mm = reading.scene.relations.gap_mm
-    return _of_pair(reading, lambda a, b: min(gap_mm(i, j) for i in pieces_of([a]) for j in pieces_of([b])))
-
-
-def _volume_difference(reading: Reading) -> Measured | None:
-    """In ml, or where it is asked for in per cent of the one named second, or of a length in mm."""
-    length = fact_in(reading.question.question, LENGTHS)
-    if length and _DIFFERENCE_IN.search(reading.question.question.lower()) and (pair := reading.pair()):
-        first, second = sorted(pair, key=lambda i: -getattr(i, FACTS[length].attribute or ""))
-        value = getattr(first, FACTS[length].attribute or "") - getattr(second, FACTS[length].attribute or "")
-        words = {"a": _name(reading, first), "b": _name(reading, second), "what": _CALLED[length]}
-        return Measured(
-            value, [first, second], words, "The {what} of the {a} is {value} more than that of the {b}.", "mm"
-        )
-    if _PER_CENT.search(reading.question.question.lower()) and (pair := reading.pair()):
-        first, second = pair
-        value = 100 * (first.volume_ml - second.volume_ml) / second.volume_ml
-        words = {"a": _name(reading, first), "b": _name(reading, second), "how": "larger" if value > 0 else "smaller"}
-        return Measured(abs(value), [first, second], words, "The {a} is {value} {how} than the {b}.", "%")
-    return _of_pair(reading, lambda a, b: a.volume_ml - b.volume_ml, higher_first=True)
-
-
-def _intensity_difference(reading: Reading) -> Measured | None:
-    return _of_pair(reading, lambda a, b: _mean(a) - _mean(b), higher_first=True)
-
-
-def _intensity_ratio(reading: Reading) -> Measured | None:
-    pair = reading.pair()
-    if pair is None or not _mean(pair[1]):
-        return None
-    return _of_pair(reading, lambda a, b: _mean(a) / _mean(b))
-
-
-def _volume_ratio(reading: Reading) -> Measured | None:
-    return _of_pair(reading, lambda a, b: a.volume_ml / b.volume_ml)
-
-
-def _of_pair(
-    reading: Reading, measure: Callable[[Instance, Instance], float], higher_first: bool = False
-) -> Measured | None:
-    """A measure of the two instances in the order of the question's words, or so that it is not negative."""
-    pair = reading.pair()
-    if pair is None:
-        return None
-    first, second = pair
-    signed = higher_first and asks_for_signed(reading.question.question) and first.label != second.label
-    if higher_first and not signed and measure(first, second) < 0:
-        first, second = second, first
-    words = {"a": _name(reading, first), "b": _name(reading, second)}
-    if signed and reading.fact == "volume_difference":
-        words["what"] = "volume"
-    return Measured(measure(first, second), [first, second], words, _SIGNED if signed else None)
-
-
-def _share(reading: Reading) -> Measured | None:
-    """Lesions: their part of the organ and themselves together (a mask of an organ leaves out its lesions). Else: the
-    volume of the smaller structure in per cent of the larger one's, unless the words say of which one.
-    """
-    chosen = reading.selected()
-    lesions = [i for i in chosen if is_lesion(i.label)]
-    others = [i for i in chosen if not is_lesion(i.label)]
-    if others and (among := _of_all_lesions(reading, lesions, others)):
-        return among
-    if lesions and others:
-        part, around = lesions, lesions + others
-        kinds = list(dict.fromkeys(display(i.label) for i in lesions))
-        names = {"a": kinds[0], "b": enumerate_things(dict.fromkeys(display(i.label) for i in others))}
-        if len(lesions) > 1:
-            names["a"] = f"{len(lesions)} {plural(kinds[0] if len(kinds) == 1 else 'lesion')}"
-            shown_as = "The {a} make up {value} of the {b}."
-            return Measured(100 * _volume(part) / _volume(around), around, names, shown_as)
-    elif pair := reading.pair():
-        small, large = sorted(pair, key=lambda i: i.volume_ml)
-        if said := _OF_WHAT.search(reading.question.question.lower()):  # "what per cent of the liver is the spleen?"
-            whole_of = find_mentions(said["whole"], tuple(i.label for i in pair)).classes[:1]
-            small, large = sorted(pair, key=lambda i: i.label in whole_of) if whole_of else (small, large)
-        part, around = [small], [large]
-        names = {"a": _name(reading, small), "b": _name(reading, large)}
-    else:
-        return _none_in(reading, chosen)
-    value = 100 * _volume(part) / _volume(around)
-    return Measured(value, list({i.id: i for i in (*part, *around)}.values()), names)
-
-
-def _of_all_lesions(reading: Reading, inside: list[Instance], organs: list[Instance]) -> Measured | None:
-    """Of the volume of all lesions the part that lies in organs: "how much of the tumour volume is in the liver?"."""
-    said = _OF_WHAT.search(reading.question.question.lower())
-    lies = _LIES_IN.match(said["whole"]) if said else None  # not "the share of the tumours in the liver"
-    whole_of = find_mentions(lies["those"] if lies else "", reading.mention.classes)
-    every = [i for i in reading.scene.instances if is_lesion(i.label) and i.label in whole_of.classes]
-    if not every or set(whole_of.classes) & {i.label for i in organs}:
-        return None
-    where = enumerate_things(dict.fromkeys(display(i.label) for i in organs))
-    words = {"a": where, "b": plural(reading.thing())}
-    return Measured(100 * _volume(inside) / _volume(every), every, words, "The {a} holds {value} of all {b} by volume.")
-
-
-def _none_in(reading: Reading, organs: list[Instance]) -> Measured | None:
-    """0 % where it is asked which part of organs lesions are that lie elsewhere."""
-    lesions = [name for name in reading.mention.classes if is_lesion(name)]
-    if not lesions or not organs or not any(is_lesion(i.label) for i in reading.scene.instances):
-        return None
-    where = enumerate_things(dict.fromkeys(display(i.label) for i in organs))
-    return Measured(0.0, organs, {"a": display(lesions[0]), "b": where}, "No {a} lies in the {b}: {value}.")
+    return Measured(float(value), [instance], {"thing": name_of(reading, instance)})
 
 
 def _total_volume(reading: Reading) -> Measured | None:
@@ -306,27 +154,19 @@ def _total_volume(reading: Reading) -> Measured | None:
     if not chosen:
         return None
     several = reading.structures()
-    volumes = [(_name(reading, i), i.volume_ml) for i in several]
+    volumes = [(name_of(reading, i), i.volume_ml) for i in several]
     if len(several) > MOST_LISTED:
         labels = dict.fromkeys(i.label for i in several)
-        volumes = [(display(label), _volume([i for i in several if i.label == label])) for label in labels]
+        volumes = [(display(label), volume_of([i for i in several if i.label == label])) for label in labels]
     things = enumerate_things(f"{name} {volume:.1f} ml" for name, volume in volumes)
-    return Measured(_volume(chosen), chosen, {"things": things})
+    return Measured(volume_of(chosen), chosen, {"things": things})
 
 
-_MEASURES: dict[str, Callable[[Reading], Measured | None]] = {
+_MEASURES: dict[str, Callable[[Reading], Measured | None]] = MEASURES_OF_PAIRS | {
     "surface_area": _surface_area,
     "slice": _slice,
     "axis_ratio": _axis_ratio,
     "sphere_diameter": _sphere_diameter,
-    "distance": _distance,
-    "offset": _offset,
-    "gap": _gap,
-    "volume_difference": _volume_difference,
-    "intensity_difference": _intensity_difference,
-    "intensity_ratio": _intensity_ratio,
-    "volume_ratio": _volume_ratio,
-    "share": _share,
     "total_volume": _total_volume,
 }
 
@@ -354,21 +194,3 @@ def _say(reading: Reading, found: Measured) -> dict[str, Any]:
         "evidence": evidence(found.instances),
         "confidence": reading.confidence(found.instances),
     }
-
-
-def _volume(instances: list[Instance]) -> float:
-    return sum(instance.volume_ml for instance in instances)
-
-
-def _mean(instance: Instance) -> float:
-    return instance.intensity_mean or 0.0
-
-
-def _name(reading: Reading, instance: Instance) -> str:
-    if isinstance(instance, Whole) and reading.fact not in OF_THE_LARGEST:
-        return display(instance.label)
-    same = [i for i in reading.scene.instances if i.label == instance.label]
-    ranks = {1: "largest ", 2: "second largest ", 3: "third largest "}
-    lead = "" if len(same) == 1 else ranks.get(instance.rank, "smallest " if instance.rank == len(same) else "")
-    piece = f"{lead}piece of the " if lead and not is_lesion(instance.label) else lead
-    return piece + display(instance.label)
