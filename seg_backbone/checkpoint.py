@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 SHIPPED = Path(__file__).parent / "weights"
+SAME_PLAN = ("classes", "spacing_mm", "network", "network_options", "channels", "orientation", "members")
 WEIGHTS, PLAN = "weights.safetensors", "plan.json"
 
 
@@ -86,6 +88,22 @@ def load_model(name: str | Path) -> tuple[nn.Module, Plan, str]:
         network = Regions(network)
     network.eval().to(memory_format=torch.channels_last_3d)
     return network, plan, hashlib.sha256(data).hexdigest()[:12]
+
+
+def average_models(names: Sequence[str | Path], folder: str | Path, half: bool = False) -> Path:
+    """Write the mean of the weights of models of one plan, such as stages of one training ("model soup", Wortsman et
+    al. 2022); plan and name are the first one's. Raises CheckpointError for models of different plans.
+    """
+    network, plan, _ = load_model(names[0])
+    sums = {key: value.clone() for key, value in own_weights(network).items() if value.is_floating_point()}
+    for name in names[1:]:
+        other, its_plan, _ = load_model(name)
+        if any(getattr(plan, key) != getattr(its_plan, key) for key in SAME_PLAN):
+            raise CheckpointError(name, f"the {', '.join(SAME_PLAN)} of {names[0]}", "another plan", "average its kin")
+        for key, total in sums.items():
+            total += own_weights(other)[key]
+    network.load_state_dict({key: total / len(names) for key, total in sums.items()}, strict=False)
+    return save_model(network, plan, folder, half)
 
 
 def own_weights(network: nn.Module) -> dict[str, torch.Tensor]:

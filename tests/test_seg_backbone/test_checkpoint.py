@@ -4,11 +4,13 @@ import json
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
-from seg_backbone.checkpoint import find_model, load_model, save_model
+from seg_backbone.checkpoint import average_models, find_model, load_model, save_model
 from seg_backbone.errors import CheckpointError
 from seg_backbone.nets import build_network
 from seg_backbone.plan import Plan
+from vlm.cli import app
 
 OPTIONS = {"features": [4, 8], "blocks": [1, 1], "strides": [1, 2]}
 PLAN = Plan("t", ("tumour", "larynx"), patch=(8, 8, 8), network_options=OPTIONS, trained_on={"CT": ("tumour",)})
@@ -48,6 +50,22 @@ def test_the_version_names_the_weights(tmp_path, network, folder):
     with torch.no_grad():
         network.decoder.seg_layers[0].bias[0] += 1e-3
     assert load_model(save_model(network, PLAN, again))[2] != load_model(folder)[2]
+
+
+def test_the_average_of_models(tmp_path, network, folder):
+    other = build_network("residual_unet", 2, 3, OPTIONS).eval()
+    second = save_model(other, PLAN.with_(name="second", step=0.7), tmp_path / "second")
+    mean, plan, _ = load_model(average_models([folder, second], tmp_path / "mean"))
+    assert plan == PLAN
+    for key, value in network.state_dict().items():
+        torch.testing.assert_close(mean.state_dict()[key], (value + other.state_dict()[key]) / 2)
+    result = CliRunner().invoke(app, ["model", "average", str(folder), str(second), "-o", str(tmp_path / "cli")])
+    assert result.exit_code == 0 and result.stdout.strip() == str(tmp_path / "cli")
+    assert load_model(tmp_path / "cli")[1] == PLAN
+    finer = save_model(other, PLAN.with_(spacing_mm=(1.0, 1.0, 1.0)), tmp_path / "finer")
+    with pytest.raises(CheckpointError, match="finer: expected the classes, spacing_mm"):
+        average_models([folder, finer], tmp_path / "none")
+    assert not (tmp_path / "none").exists()
 
 
 def refused(folder, words):

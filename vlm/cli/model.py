@@ -114,6 +114,19 @@ def export(
     print(json.dumps(facts, indent=2))
 
 
+@app.command()
+def average(
+    names: Annotated[list[str], typer.Argument(help="Segmentation models of one plan: stages of one training.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="The model folder to write.")],
+) -> None:
+    """Average the weights of segmentation models, often better than each; print the folder."""
+    from seg_backbone.checkpoint import average_models
+    from seg_backbone.io import require_writable
+
+    require_writable(out)
+    print(average_models(names, out, half=True))
+
+
 @app.command("import")
 def import_model(
     source: Annotated[
