@@ -100,8 +100,9 @@ def average_models(names: Sequence[str | Path], folder: str | Path, half: bool =
         other, its_plan, _ = load_model(name)
         if any(getattr(plan, key) != getattr(its_plan, key) for key in SAME_PLAN):
             raise CheckpointError(name, f"the {', '.join(SAME_PLAN)} of {names[0]}", "another plan", "average its kin")
+        its_weights = own_weights(other)
         for key, total in sums.items():
-            total += own_weights(other)[key]
+            total += its_weights[key]
     network.load_state_dict({key: total / len(names) for key, total in sums.items()}, strict=False)
     return save_model(network, plan, folder, half)
 

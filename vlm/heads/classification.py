@@ -54,11 +54,11 @@ def _presence(reading: Reading) -> dict[str, Any]:
             text = f"No, no {' and no '.join(map(display, lacking))} was found."
             return choose(reading, "no", text, chosen, reading.confidence(chosen))
         text = f"Yes, there is {a_or_an(display(chosen[0].label))}."
-        homes = {home.label for i in chosen if is_lesion(i.label) and (home := reading.home(i))}
-        without = [name for name in reading.mention.places if name not in homes]
-        if without and _BOTH.search(reading.question.question.lower()):
-            text = f"No, none was found in the {enumerate_things(map(display, without))}."
-            return choose(reading, "no", text, chosen, reading.confidence(chosen))
+        if _BOTH.search(reading.question.question.lower()):
+            homes = {home.label for home in reading.homes([i for i in chosen if is_lesion(i.label)])}
+            if without := [name for name in reading.mention.places if name not in homes]:
+                text = f"No, none was found in the {enumerate_things(map(display, without))}."
+                return choose(reading, "no", text, chosen, reading.confidence(chosen))
         things = dict.fromkeys(f"the {display(i.label)}" for i in chosen)
         if len(chosen) > 1 and any(is_lesion(i.label) for i in chosen):
             text = f"Yes, {len(chosen)} were found."

@@ -52,7 +52,7 @@ def decode(reading: Reading) -> dict[str, Any]:
 def _holders(reading: Reading) -> dict[str, Any]:
     """How many structures hold a lesion: "How many organs contain lesions?"."""
     lesions = [i for i in reading.selected() if is_lesion(i.label)]
-    homes = {home.label: home for lesion in lesions if (home := reading.home(lesion))}
+    homes = {home.label: home for home in reading.homes(lesions)}
     listed = f": {', '.join(map(display, homes))}" if homes else ""
     return {
         "text": f"Structures with lesions: {len(homes)}{listed}.",
@@ -64,8 +64,7 @@ def _holders(reading: Reading) -> dict[str, Any]:
 
 def _by_organ(reading: Reading, lesions: list[Instance]) -> str:
     """A sentence with the number of lesions in each organ; "" for none."""
-    homes = [home for lesion in lesions if (home := reading.home(lesion))]
-    numbers = Counter(home.label for home in homes)
+    numbers = Counter(home.label for home in reading.homes(lesions))
     listed = ", ".join(f"{display(label)} {number}" for label, number in numbers.most_common())
     return f" By organ: {listed}." if listed else ""
 

@@ -46,5 +46,5 @@ def _about(reading: Reading) -> list[Instance]:
     organs = {name for name in named if not is_lesion(name)}
     if not organs:
         return [i for i in every if i.label in named] or every
-    inside = (i for i in every if is_lesion(i.label) and (home := reading.home(i)) and home.label in organs)
-    return [i for i in every if i.label in organs] + list(inside) or every
+    inside = reading.inside((i for i in every if is_lesion(i.label)), organs)
+    return [*(i for i in every if i.label in organs), *inside] or every

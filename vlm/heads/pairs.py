@@ -51,15 +51,14 @@ def _gap(reading: Reading) -> Measured | None:
 
 def _volume_difference(reading: Reading) -> Measured | None:
     """In ml, or where it is asked for in per cent of the one named second, or of a length in mm."""
-    length = fact_in(reading.question.question, LENGTHS)
-    if length and _DIFFERENCE_IN.search(reading.question.question.lower()) and (pair := reading.pair()):
-        first, second = sorted(pair, key=lambda i: -getattr(i, FACTS[length].attribute or ""))
-        value = getattr(first, FACTS[length].attribute or "") - getattr(second, FACTS[length].attribute or "")
+    length, pair = fact_in(reading.question.question, LENGTHS), reading.pair()
+    if length and pair and _DIFFERENCE_IN.search(reading.question.question.lower()):
+        sizes = {i.id: float(getattr(i, FACTS[length].attribute or "")) for i in pair}
+        first, second = sorted(pair, key=lambda i: -sizes[i.id])
         words = {"a": name_of(reading, first), "b": name_of(reading, second), "what": CALLED[length]}
-        return Measured(
-            value, [first, second], words, "The {what} of the {a} is {value} more than that of the {b}.", "mm"
-        )
-    if _PER_CENT.search(reading.question.question.lower()) and (pair := reading.pair()):
+        says = "The {what} of the {a} is {value} more than that of the {b}."
+        return Measured(sizes[first.id] - sizes[second.id], [first, second], words, says, "mm")
+    if pair and _PER_CENT.search(reading.question.question.lower()):
         first, second = pair
         value = 100 * (first.volume_ml - second.volume_ml) / second.volume_ml
         words = {

@@ -119,7 +119,8 @@ def _bearing(reading: Reading) -> dict[str, Any]:
 
 def _same_side(reading: Reading) -> dict[str, Any]:
     """By the sides of their centres; in the midline is no side."""
-    several = reading.selected() if len(reading.selected()) > 2 else reading.pair()
+    selected = reading.selected()
+    several = selected if len(selected) > 2 else reading.pair()
     if several is None:
         return none_found(reading)
     sides = [i.side for i in several]
@@ -139,8 +140,7 @@ def _confined(reading: Reading) -> dict[str, Any]:
     if not lesions:
         return none_found(reading)
     organs = [name for name in (*reading.mention.places, *reading.mention.classes) if not is_lesion(name)]
-    homes = [(i, reading.home(i)) for i in lesions]
-    inside = [i for i, home in homes if home is not None and home.label in organs]
+    inside = reading.inside(lesions, organs)
     outside = [i for i in lesions if i not in inside]
     wanted = OUTSIDE.search(reading.question.question.lower()) is not None
     answer = "yes" if bool(outside) == wanted else "no"

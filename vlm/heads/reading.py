@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -108,8 +108,11 @@ class Reading:
 
     def placed(self, lesions: list[Instance]) -> list[Instance]:
         """Those that lie in one of the places named: "in the liver"."""
-        homes = ((i, self.home(i)) for i in lesions)
-        return [i for i, home in homes if home is not None and home.label in self.mention.places]
+        return self.inside(lesions, self.mention.places)
+
+    def inside(self, lesions: Iterable[Instance], labels: Collection[str]) -> list[Instance]:
+        """Those that lie in a structure of one of the classes."""
+        return [i for i in lesions if (home := self.home(i)) and home.label in labels]
 
     def whole(self, instance: Instance) -> Instance:
         """An organ with all its pieces, unless the question is about a piece; a lesion as it is."""
@@ -167,6 +170,10 @@ class Reading:
         """The structure that a lesion lies in, see Relations; of those that its name does not rule out."""
         organs = (i for i in self.scene.instances if not is_lesion(i.label) and may_hold(i.label, lesion.label))
         return self.scene.relations.home(lesion, organs)
+
+    def homes(self, lesions: list[Instance]) -> list[Instance]:
+        """The structures that lesions lie in, one a lesion; those that lie in none are left out."""
+        return [home for lesion in lesions if (home := self.home(lesion))]
 
     def confidence(self, instances: list[Instance]) -> float:
         """Probability that fact, selection and masks are all right, taken as independent.

@@ -154,10 +154,11 @@ def _held(ask: _Asked) -> str | None:
         return "presence"
     if ask.lesions and ask.ends == 1 and ask.says("holders") and ask.reading.question.type in (None, "multilabel"):
         return "contents"
-    measured = ask.fact in ("count", "share", *MEASURED)
+    if not (ask.lesions and ask.says("holder")) or ask.fact in ("count", "share", *MEASURED):
+        return None
     options = " ".join(ask.reading.question.options) if ask.ends == 1 else ""
     among = ask.mention.places or find_mentions(options, scene_classes(ask.reading.scene)).classes
-    return "most_affected" if ask.lesions and among and ask.says("holder") and not measured else None
+    return "most_affected" if among else None
 
 
 def _placed(ask: _Asked) -> str | None:

@@ -152,7 +152,7 @@ def _lesions(reading: Reading) -> list[Instance]:
             return []
     elif fact in ("share", "total_volume") and organs:
         labels = {i.label for i in organs}
-        inside = [i for i in there if (home := reading.home(i)) and home.label in labels]
+        inside = reading.inside(there, labels)
         there = inside if fact == "share" or inside else there
     if takes == "pair" and organs and there:
         ends = [_likeliest(reading, [i for i in organs if i.label == label]) for label in {i.label for i in organs}]
@@ -207,7 +207,7 @@ def _holders(reading: Reading) -> list[Instance] | None:
     """The structures that lesions of the kind named lie in; None where no lesion is named."""
     lesions = [i for i in reading.scene.instances if is_lesion(i.label) and i.label in reading.mention.classes]
     named = bool(lesions) or reading.mention.lesions
-    return [home for lesion in lesions if (home := reading.home(lesion))] if named else None
+    return reading.homes(lesions) if named else None
 
 
 def _nearest_lesion(reading: Reading, lesions: list[Instance], organs: list[Instance]) -> list[Instance]:
