@@ -1,6 +1,6 @@
 """Does a model find a tumour, or the middle of its crop? Sarcoma scans of the validation patients, cropped.
 
-    python benchmarks/crops.py --data ../shared/data [--model DIR] [--datasets NAME ...] [--crops 4] [--share 0.8]
+    python benchmarks/crops.py --data ../shared/data [--model DIR] [--datasets NAME ...] [--crops 4] [--mirror]
 
 The scans are crops around their tumours, so a model could learn where tumours lie in a crop. Here every axis is cut to
 a share of its length, at a place drawn at random among those that keep the tumour whole: the anatomy is the same, its
@@ -37,6 +37,7 @@ def main() -> None:
     parser.add_argument("--datasets", nargs="+", default=DATASETS, metavar="NAME")
     parser.add_argument("--crops", type=int, default=4, help="a scan")
     parser.add_argument("--share", type=float, default=0.8, help="of the length of each axis")
+    parser.add_argument("--mirror", action="store_true", help="the mean over flips; by default of no model")
     given = parser.parse_args()
     segmenter, rng = Segmenter.load(given.model), np.random.default_rng(SEED)
     for dataset in given.datasets:
@@ -46,8 +47,10 @@ def main() -> None:
             volume = read_volume(case.image, case.modality)
             tumour = read_mask(case.mask, case.labels).of("tumour")
             places = [draw(rng, tumour, given.share) for _ in range(given.crops)]
-            whole.append(dice(segmenter(volume).mask.of("tumour"), tumour))
-            cropped.append(np.mean([dice(segmenter(crop(volume, p)).mask.of("tumour"), tumour[p]) for p in places]))
+            drawn = [segmenter(part, mirror=given.mirror) for part in (volume, *(crop(volume, p) for p in places))]
+            first, *others = [segmentation.mask.of("tumour") for segmentation in drawn]
+            whole.append(dice(first, tumour))
+            cropped.append(np.mean([dice(own, tumour[p]) for own, p in zip(others, places, strict=True)]))
             moved += [distance_mm(tumour, place, volume.grid.spacing_mm) for place in places]
         for name, values in (("whole", whole), ("crops", cropped), ("crops - whole", np.subtract(cropped, whole))):
             interval = mean_interval(np.array(values), [case.patient for case in cases])

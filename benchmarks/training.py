@@ -8,10 +8,11 @@ machine makes wall-clock a matter of its other work. It begins with the interpre
 Planning, preprocessing and timed steps (see below) come before and are counted apart. The systems, in this order:
 
     vlm             the network that ships, from scratch, on its 4 mm grid: defaults of a training file
-    vlm wide        a plain U-Net on that grid, with nnU-Net's recipe: configs/experiments/sarcoma_wide.yaml
-    nnunet grid     nnU-Net with that spacing and patch; topology, width and batch by its own planner's rules for them
-    nnunet          nnU-Net with the plan that its planner makes of the dataset
     vlm configured  plan and recipe of `vlm configure --max-seconds`
+    vlm grid        its recipe and channels, with the grid, network and batch of `nnunet grid`: only the code differs
+    nnunet grid     nnU-Net with the spacing and patch of `vlm`; topology and width by its own planner's rules, but the
+                    least batch it knows: of a large dataset its rules want 35 such windows, of which few steps fit
+    nnunet          nnU-Net with the plan that its planner makes of the dataset
     nnunet network  as `nnunet grid`, with the network of `vlm` too, so that only the recipes differ
 
 nnU-Net runs by its own classes (trainer, loss, augmentation, SGD), 3d_fullres; the loop in `spend` replaces its epochs,
@@ -46,7 +47,7 @@ from typing import Any
 from nnunet_words import architecture
 
 ROOT = Path(__file__).parents[1]
-SYSTEMS = ("vlm", "vlm wide", "nnunet grid", "nnunet", "vlm configured", "nnunet network")
+SYSTEMS = ("vlm", "vlm configured", "vlm grid", "nnunet grid", "nnunet", "nnunet network")
 # what ships (seg_backbone/weights/default), written out, without its classes
 PLAN: dict[str, Any] = {
     "spacing_mm": [4.0, 4.0, 4.0],
@@ -59,6 +60,12 @@ PLAN: dict[str, Any] = {
         "kernels": [[3, 3, 3]] * 5,
     },
 }
+# what nnU-Net's planner makes of that spacing and patch
+GRID_NETWORK = {
+    "network": "plain_unet",
+    "network_options": {"features": [32, 64, 128, 256], "deep_supervision": True},
+}
+BATCH = 2  # nnU-Net's least
 TIMED, SKIPPED = 20, 5  # steps that are run to know what one takes, and those of them that warm up
 ONE_THREAD = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS")
 
@@ -130,8 +137,6 @@ Stages = dict[str, Callable[[], dict[str, Any]]]
 
 def with_vlm(system: str, dataset: str, out: Path, seconds: float, max_seconds: float) -> Stages:
     """The stages of ours; each returns its part of the row."""
-    import yaml
-
     from seg_backbone.cases import list_cases
 
     work, raw = out / system.replace(" ", "-"), out / "raw"
@@ -141,14 +146,15 @@ def with_vlm(system: str, dataset: str, out: Path, seconds: float, max_seconds: 
     def prepare() -> dict[str, Any]:
         work.mkdir(exist_ok=True)
         cost = 0.0
-        if system == "vlm configured":
+        if system == "vlm":
+            config = {"plan": {"name": "benchmark", **PLAN, "classes": list(list_cases(raw, dataset)[0].labels)}}
+        else:
             options = ["-o", work / "plan.json", "--max-seconds", max_seconds, "--device", "cpu"]
             cost, _ = run([*vlm, "configure", raw / dataset, *options], log)
             config = json.loads((work / "plan.json").read_text(encoding="utf-8"))
-        else:
-            wide = yaml.safe_load((ROOT / "configs" / "experiments" / "sarcoma_wide.yaml").read_text(encoding="utf-8"))
-            config = wide if system == "vlm wide" else {"plan": {"name": "benchmark", **PLAN}}
-            config["plan"] |= {"classes": list(list_cases(raw, dataset)[0].labels), "minimum_ml": {}}
+        if system == "vlm grid":
+            config["plan"] |= {"spacing_mm": PLAN["spacing_mm"], "patch": PLAN["patch"], "step": 0.5, **GRID_NETWORK}
+            config |= {"batch": BATCH, "ema": 0}
         config |= {"data": str(raw), "datasets": [{"name": dataset}], "split": str(raw / "split.json")}
         config |= {"output": str(work / "run"), "cache": str(work / "cases"), "device": "cpu", "threads": 1}
         config |= {"validation_cases": 0}
@@ -241,7 +247,7 @@ def nnunet_prepare(dataset: str, plans_name: str, system: str) -> None:
         voxels = prod(own["median_image_size_in_voxels"]) * planner.dataset_json["numTraining"]
         # a patch is never planned larger than the median scan, so this one is taken as it
         rules = planner.get_plans_for_configuration(*turned, own["data_identifier"], voxels, {})
-        own |= {key: rules[key] for key in ("patch_size", "batch_size", "architecture")}
+        own |= {key: rules[key] for key in ("patch_size", "architecture")} | {"batch_size": BATCH}
         if system == "nnunet network":
             options, transpose = PLAN["network_options"], plans["transpose_forward"]
             turned = (turn(options[name], transpose) for name in ("strides", "kernels"))

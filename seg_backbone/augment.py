@@ -23,11 +23,11 @@ class Augmentation:
 
     rotate_deg: about each axis; scale: isotropic factor range; spatial: chance of a turn, and of a change of scale;
     mirror: chance of a flip along each of the plan's mirror_axes (left-right flips swap the classes with a side); crop:
-    chance that faces of the scan are cut away, each in every second time and by up to crop_mm, so that a dataset of
-    crops centred on the tumour teaches no position (see docs/experiments.md for what it costs); shift_mm: how far the
-    window is moved off the voxel it is centred on; intensity: spread of the random gain and offset, and of the bend of
-    MR contrast; noise: largest standard deviation of added Gaussian noise; centred: chance that the window is placed on
-    a class (see draw_window).
+    chance that faces of the scan are cut away, each in every second time and by up to crop_mm and a third of the scan,
+    so that a dataset of crops centred on the tumour teaches no position (see docs/experiments.md for what it costs);
+    shift_mm: how far the window is moved off the voxel it is centred on; intensity: spread of the random gain and
+    offset, and of the bend of MR contrast; noise: largest standard deviation of added Gaussian noise; centred: chance
+    that the window is placed on a class (see draw_window).
 
     Chances of what nnU-Net does besides, 0 unless asked for (Isensee et al. 2021, supplement: 0.2, 0.25, 0.15, 0.3):
     blur: Gaussian of 0.5 to 1 voxel; low_resolution: shrunk by up to 2 and enlarged again; contrast: values spread
@@ -65,13 +65,18 @@ def draw_window(
     """One window: image (channels, *patch) float32, codes (*patch) uint8, table (codes, classes) bool.
 
     With chance `centred` the window is placed near a voxel of a class drawn uniformly among those the case shows.
-    Before it is turned it lies within the scan, as windows do when a scan is segmented; along an axis that is shorter
-    than the window the scan lies within it.
+    Before it is turned it lies where windows lie when a scan is segmented: within the scan, or along an axis that is
+    shorter than the window about the scan's middle, on whole voxels. A scan whose faces are cut away is drawn as one
+    that ends there.
     """
     shape = np.array(case.codes.shape)
     patch = np.array(plan.patch)
     spacing = np.array(plan.spacing_mm)
-    room = np.sort([(patch - 1) / 2, shape - (patch + 1) / 2], axis=0)  # of the window's middle, in voxels
+    faces = np.array([np.zeros(3), shape - 1.0])  # outermost voxels
+    if random.random() < augmentation.crop:
+        cut = np.round(random.uniform(0, augmentation.crop_mm, (2, 3)) * (random.random((2, 3)) < 0.5) / spacing)
+        faces += np.minimum(cut, (shape - 1) // 3) * [[1], [-1]]
+    room = faces + [[1], [-1]] * np.minimum((patch - 1) / 2, (faces[1] - faces[0]) / 2)  # of the window's middle
     if case.drawn and random.random() < augmentation.centred:
         places = case.drawn[random.choice(list(case.drawn))]
         centre = places[random.integers(len(places))].astype(float)
@@ -79,6 +84,7 @@ def draw_window(
         centre = np.clip(centre, *room)
     else:
         centre = random.uniform(*room)
+    centre = np.floor(centre - (patch - 1) / 2 + 0.5) + (patch - 1) / 2  # on voxels: what is not turned stays sharp
 
     turned, scaled = random.random(2) < augmentation.spatial
     angles, factor = random.uniform(-1, 1, 3) * augmentation.rotate_deg, random.uniform(*np.log(augmentation.scale))
@@ -100,12 +106,10 @@ def draw_window(
     image = F.grid_sample(image, unit, mode="bilinear", padding_mode="zeros", align_corners=False)[0] + pad
     codes = torch.from_numpy(case.codes[box].astype(np.float32))[None, None]
     codes = F.grid_sample(codes, unit, mode="nearest", padding_mode="zeros", align_corners=False)[0, 0].byte()
-    if augmentation.crop_mm > 0 and random.random() < augmentation.crop:
-        cut = random.uniform(0, augmentation.crop_mm, (2, 3)) * (random.random((2, 3)) < 0.5) / spacing
-        lowest, highest = torch.from_numpy(cut[0] - 0.5), torch.from_numpy(shape - 0.5 - cut[1])
-        outside = ((grid < lowest) | (grid > highest)).any(dim=-1)
-        image[:, outside] = pad
-        codes[outside] = 0
+    lowest, highest = torch.from_numpy(faces)
+    outside = ((grid < lowest - 0.5) | (grid > highest + 0.5)).any(dim=-1)
+    image[:, outside] = pad
+    codes[outside] = 0
     table = torch.from_numpy(case.table)
     if flips[0] and plan.mirror_swaps_sides:
         codes, table = mirror_codes(codes, plan), mirror_table(table, plan)

@@ -209,11 +209,7 @@ def candidates(fingerprint: Fingerprint, name: str) -> Iterator[Plan]:
 
 
 def _plan(fingerprint: Fingerprint, topology: Topology, preset: Preset, step: float, name: str) -> Plan:
-    """A Plan of the residual-encoder U-Net, of two stages or more.
-
-    Several channels are normalised as nnU-Net does. One is seen through HU windows: what the foreground spans, and
-    everything.
-    """
+    """A Plan of the residual-encoder U-Net, of two stages or more, whose channels are normalised as nnU-Net does."""
     strides, kernels = list(topology.strides), list(topology.kernels)
     if len(strides) == 1:
         strides, kernels = [strides[0], (2, 2, 2)], [(3, 3, 3), (3, 3, 3)]
@@ -227,24 +223,17 @@ def _plan(fingerprint: Fingerprint, topology: Topology, preset: Preset, step: fl
     divisor = [prod(stride[axis] for stride in strides) for axis in range(3)]
     first, second, third = (ceil(n / d) * d for n, d in zip(topology.patch, divisor, strict=True))
     patch = (first, second, third)
-    plan = Plan(
+    return Plan(
         name,
         fingerprint.classes,
         topology.spacing_mm,
         patch,
         step,
+        channels=tuple(_channels(fingerprint)),
         network="resenc_unet",
         network_options=options,
         mirror_axes=(0, 1, 2),
     )
-    if len(fingerprint.channels) > 1:
-        return plan.with_(channels=tuple(_channels(fingerprint)))
-    if fingerprint.channels[0].upper() == "CT":
-        low, high = fingerprint.intensities[0].percentile_00_5, fingerprint.intensities[0].percentile_99_5
-        return plan.with_(
-            ct_windows_hu=((float(round(low)), float(max(round(high), round(low) + 1))), (-1000.0, 1000.0))
-        )
-    return plan
 
 
 def _channels(fingerprint: Fingerprint) -> Iterator[Channel]:

@@ -1,6 +1,7 @@
 """Random windows: switched off they are plain crops, mirrored they swap sides, and they stay in range."""
 
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,8 @@ from seg_backbone.augment import Augmentation, draw_window, mirror_codes, mirror
 from seg_backbone.cases import CaseFiles, TrainingCase
 from seg_backbone.plan import Channel, Plan
 from seg_backbone.preprocess import MR_FLAG, PAD
+from seg_backbone.sliding_window import pad_to_patch
 
-# odd patches centred on a voxel sample exactly at voxels
 PLAN = Plan("t", ("tumour", "parotid_right", "parotid_left"), spacing_mm=(4.0, 2.0, 3.0), patch=(9, 11, 9))
 OFF = Augmentation(
     rotate_deg=0, scale=(1, 1), mirror=0, crop_mm=0, shift_mm=0, intensity=0, noise=0, centred=1
@@ -196,26 +197,48 @@ def test_contrast_changes_the_image_and_nothing_else():
         assert torch.equal(changed[1], plain[1])
 
 
-def test_cutting_faces_away_leaves_air_and_background():
-    case = a_case()
+def test_a_scan_whose_faces_are_cut_is_drawn_as_one_that_ends_there():
+    case, plan = a_case(), PLAN.with_(patch=(19, 21, 19))
     case.codes[:] = 1
-    cut_some = 0
+    shapes = set()
     for seed in range(12):
-        plain, plain_codes, _ = draw_window(case, PLAN, OFF, np.random.default_rng(seed))
-        image, codes, _ = draw_window(case, PLAN, replace(OFF, crop=1, crop_mm=12), np.random.default_rng(seed))
-        cut = codes != plain_codes
-        cut_some += bool(cut.any())
-        assert (image[:, cut] == PAD).all()
-        torch.testing.assert_close(image[:, ~cut], plain[:, ~cut])
-        assert (codes[cut] == 0).all()
-        kept = torch.argwhere(codes == 1)  # what is left is a box that holds all of the centre's 12 mm surroundings
-        low, high = kept.min(0).values, kept.max(0).values
-        assert int((high - low + 1).prod()) == len(kept)
-    assert 3 < cut_some <= 12
-    seldom = replace(OFF, crop=0.25, crop_mm=40)
-    windows = [draw_window(case, PLAN, seldom, np.random.default_rng(seed))[1] for seed in range(200)]
-    whole = sum(torch.equal(codes, plain_codes) for codes in windows)
-    assert 130 < whole < 170
+        image, codes, _ = draw_window(case, plan, replace(OFF, crop=1, crop_mm=12), np.random.default_rng(seed))
+        kept = torch.argwhere(codes)
+        low, high = kept.min(0).values.tolist(), kept.max(0).values.tolist()
+        shapes.add(shape := tuple(b - a + 1 for a, b in zip(low, high, strict=True)))
+        starts = product(*(range(whole - size + 1) for whole, size in zip(SHAPE, shape, strict=True)))
+        boxes = (tuple(slice(s, s + n) for s, n in zip(start, shape, strict=True)) for start in starts)
+        expected = (pad_to_patch(torch.from_numpy(case.image[(slice(None), *box)]), plan.patch)[0] for box in boxes)
+        assert any(torch.allclose(image, window.float(), atol=1e-3) for window in expected)
+        assert all(whole - 2 * 12 / mm <= n for whole, mm, n in zip(SHAPE, PLAN.spacing_mm, shape, strict=True))
+    assert len(shapes) > 3
+    seldom = replace(OFF, crop=0.25, crop_mm=12)
+    windows = [draw_window(case, plan, seldom, np.random.default_rng(seed))[1] for seed in range(200)]
+    whole = sum(int(codes.sum()) == case.codes.size for codes in windows)
+    assert 140 < whole < 180  # one in 64 cuts no face
+
+
+def test_windows_of_a_cut_scan_lie_within_what_is_left():
+    case = a_case(voxels=[(1, (0, 0, 0))])
+    case.image[:] = 1
+    for seed in range(40):
+        off = replace(OFF, crop=1, crop_mm=8, shift_mm=60, centred=seed % 2)
+        image, _, _ = draw_window(case, PLAN, off, np.random.default_rng(seed))
+        (inside,) = torch.where((image[0] > 1 - 1e-3).flatten())
+        sizes = [n - 2 * min((n - 1) // 3, round(8 / mm)) for n, mm in zip(SHAPE, PLAN.spacing_mm, strict=True)]
+        least = np.prod([min(a, b) for a, b in zip(sizes, PLAN.patch, strict=True)])
+        assert len(inside) >= least
+
+
+def test_windows_that_are_not_turned_lie_on_voxels():
+    case = a_case(voxels=[(1, (6, 6, 5))])
+    values = np.unique(case.image[0].astype(np.float32))
+    for patch in ((8, 8, 8), (9, 10, 11), (20, 21, 22)):
+        augmentation = replace(OFF, shift_mm=9, crop=0.5, crop_mm=9, mirror=0.5)
+        image, _, _ = draw_window(case, PLAN.with_(patch=patch), augmentation, np.random.default_rng(0))
+        image = image[0][image[0] != PAD].numpy()
+        nearest = values[np.abs(values[:, None] - image.ravel()).argmin(0)]
+        np.testing.assert_allclose(image.ravel(), nearest, atol=1e-4)
 
 
 def test_a_scan_smaller_than_the_window():

@@ -82,15 +82,6 @@ def test_the_smallest_rung_computes(name):
     assert parameters(plan) == sum(weights.numel() for weights in network.parameters())
 
 
-def test_ct_windows_follow_the_foreground():
-    values = Intensities(40.0, 60.0, -500.0, -80.4, 30.0, 210.6, 900.0)
-    ct = replace(FINGERPRINTS["thick_ct"], intensities=(values,))
-    assert next(candidates(ct, "t")).ct_windows_hu == ((-80.0, 211.0), (-1000.0, 1000.0))
-    flat = replace(ct, intensities=(replace(values, percentile_00_5=50.0, percentile_99_5=50.0),))
-    assert next(candidates(flat, "t")).ct_windows_hu[0] == (50.0, 51.0)
-    assert next(candidates(FINGERPRINTS["cine_mr"], "t")).ct_windows_hu == TINY.ct_windows_hu
-
-
 def test_operations_by_hand():
     fine, deep = 16 * 16 * 8, 8 * 8 * 4
     by_hand = (
@@ -237,7 +228,7 @@ def test_what_was_measured_is_told_where_nothing_keeps_the_budget(fake):
     assert float(re.search(r"at least ([\d.]+) s", str(caught.value))[1]) > limit
 
 
-def test_several_channels_are_normalised_as_nnunet_does(fake):
+def test_channels_are_normalised_as_nnunet_does(fake):
     plan = next(candidates(FINGERPRINTS["brain_mr"], "t"))
     assert [channel.name for channel in plan.channels] == ["FLAIR", "T1", "T1c", "T2"]
     assert {channel.scheme for channel in plan.channels} <= {"zscore", "zscore_nonzero"}
@@ -247,6 +238,13 @@ def test_several_channels_are_normalised_as_nnunet_does(fake):
     first, second, *_ = next(candidates(mixed, "t")).channels
     assert first == Channel("CT", "ct", 50, 20, -80, 120)
     assert second == Channel("noNorm", "none")
+    ct = replace(FINGERPRINTS["thick_ct"], intensities=(replace(hu, std=0, percentile_00_5=50, percentile_99_5=50),))
+    (flat,) = next(candidates(ct, "t")).channels
+    assert flat.low == 50 < flat.high and flat.std > 0
+    mr = FINGERPRINTS["cine_mr"]
+    assert next(candidates(mr, "t")).channels[0].scheme == "zscore"
+    cut = replace(mr, cases=tuple(replace(case, cropped=(9, 9, 9)) for case in mr.cases))
+    assert next(candidates(cut, "t")).channels[0].scheme == "zscore_nonzero"
 
 
 def test_a_coarse_axis_keeps_nnunets_spacing_and_strides():

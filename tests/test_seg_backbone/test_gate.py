@@ -37,7 +37,8 @@ def scan_with_tumour(seed):
     """A body of 48 x 16 x 16 voxels of 4 mm with a bright cube of 6 voxels in its first third."""
     random = np.random.default_rng(seed)
     ids = np.zeros(GRID.shape, dtype=np.uint8)
-    x, y, z = random.integers(1, 9, 3)
+    _, y, z = random.integers(1, 9, 3)
+    x = random.choice([1, 2, 3, 4, 5, 8])  # no window of the validation holds a slice or two of it alone
     ids[x : x + 6, y : y + 6, z : z + 6] = 1
     return (random.normal(0, 20, GRID.shape) + 400.0 * ids).astype(np.int16), ids
 
