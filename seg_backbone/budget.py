@@ -209,7 +209,7 @@ def candidates(fingerprint: Fingerprint, name: str) -> Iterator[Plan]:
 
 
 def _plan(fingerprint: Fingerprint, topology: Topology, preset: Preset, step: float, name: str) -> Plan:
-    """A Plan of the residual-encoder U-Net, of two stages or more, whose channels are normalised as nnU-Net does."""
+    """A Plan of the residual-encoder U-Net, of two stages or more; channels normalised and resampled as by nnU-Net."""
     strides, kernels = list(topology.strides), list(topology.kernels)
     if len(strides) == 1:
         strides, kernels = [strides[0], (2, 2, 2)], [(3, 3, 3), (3, 3, 3)]
@@ -230,6 +230,7 @@ def _plan(fingerprint: Fingerprint, topology: Topology, preset: Preset, step: fl
         patch,
         step,
         channels=tuple(_channels(fingerprint)),
+        resampling="cubic",
         network="resenc_unet",
         network_options=options,
         mirror_axes=(0, 1, 2),

@@ -10,7 +10,7 @@ from typing import Any
 from seg_backbone.errors import CheckpointError
 
 SCHEMES = ("ct", "zscore", "zscore_nonzero", "rescale_to_0_1", "rgb_to_0_1", "none")
-RESAMPLINGS = ("smooth", "nnunet")
+RESAMPLINGS = ("smooth", "cubic", "nnunet")
 ORIENTATIONS = ("RAS", "file")
 POOLINGS = ("lesion", "volume")  # features under the predicted lesions, and of the whole scan
 
@@ -126,12 +126,13 @@ class Plan:
     training mirrored, of (right, anterior, superior); mirror_swaps_sides: a mirrored left organ was taught as the right
     one. roi: the low-resolution pass of fast mode; None where it does not pay, or loses what the windows find.
     gate: the classifier of fast mode; None without one. heads: classes of the whole scan; None without any.
+    resampling: of a scan of `channels`, "smooth" (see resample.py) or by "cubic" splines, which keep more detail than a
+    coarse grid can hold; "nnunet": splines, and mirrored, blended and stepped as nnU-Net does when it predicts.
 
     What imported models need (seg_backbone.nnunet): orientation: axes the network sees, "RAS" or as in the "file".
-    resampling: "smooth" (see resample.py) or nnU-Net's. crop_nonzero: to the box of what is not zero. painted: of a
-    network trained on regions, the id that each output paints where it is above 0, over what was painted before;
-    without them the outputs are background and the classes, and the largest wins. members: networks whose logits are
-    averaged.
+    crop_nonzero: to the box of what is not zero. painted: of a network trained on regions, the id that each output
+    paints where it is above 0, over what was painted before; without them the outputs are background and the classes,
+    and the largest wins. members: networks whose logits are averaged.
     """
 
     name: str

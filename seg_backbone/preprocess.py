@@ -51,15 +51,15 @@ def preprocess(volume: Volume, plan: Plan) -> tuple[np.ndarray, Grid]:
         )
     masked = any(channel.scheme == "zscore_nonzero" for channel in plan.channels)
     inside = ndimage.binary_fill_holes(_nonzero(arrays)) if masked else None
-    nnunet = plan.resampling == "nnunet"
-    axis = separate_axis(grid.spacing_mm, plan.spacing_mm) if nnunet else None
-    filters = nnunet_filters(axis, "cubic") if nnunet else SMOOTH
+    splines = plan.resampling != "smooth"
+    axis = separate_axis(grid.spacing_mm, plan.spacing_mm) if splines else None
+    filters = nnunet_filters(axis, "cubic") if splines else SMOOTH
     image = np.empty((len(arrays), *working.shape), dtype=np.float32)
     for made, array, channel in zip(image, arrays, plan.channels, strict=True):
         only = inside if channel.scheme == "zscore_nonzero" else None
         scale = _scale(array, channel, only)
         made[:] = _resampled(array, channel, only, scale, working.shape, filters)
-        if nnunet:  # splines overshoot: kept within the values they came from
+        if splines:  # they overshoot: kept within the values they came from
             np.clip(made, *_range(array, channel, only, scale, axis, made.shape), out=made)
     return image, working
 

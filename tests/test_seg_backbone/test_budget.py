@@ -231,6 +231,7 @@ def test_what_was_measured_is_told_where_nothing_keeps_the_budget(fake):
 def test_channels_are_normalised_as_nnunet_does(fake):
     plan = next(candidates(FINGERPRINTS["brain_mr"], "t"))
     assert [channel.name for channel in plan.channels] == ["FLAIR", "T1", "T1c", "T2"]
+    assert plan.resampling == "cubic"
     assert {channel.scheme for channel in plan.channels} <= {"zscore", "zscore_nonzero"}
     assert plan.inputs == 4
     hu = Intensities(mean=50, std=20, minimum=-100, percentile_00_5=-80, median=40, percentile_99_5=120, maximum=200)

@@ -16,6 +16,7 @@ from seg_backbone.errors import CheckpointError, ScanError
 from seg_backbone.geometry import Grid
 from seg_backbone.nets import build_network
 from seg_backbone.nnunet import import_nnunet, model_folder, read_checkpoint
+from seg_backbone.plan import Plan
 from seg_backbone.predict import Segmenter
 from seg_backbone.volume import Volume
 from vlm.cli import app
@@ -51,6 +52,16 @@ def test_accurate_is_what_nnunet_draws(real):
     assert dice(result.mask.array, theirs) >= 0.999
     assert result.report["modality_from"] == "model"
     assert result.report["settings"]["mirrored"] == [0, 1, 2]
+
+
+def test_cubic_sees_what_it_sees_and_mirrors_nothing(real, tmp_path):
+    folder, scan, _ = real
+    shutil.copytree(folder, tmp_path / "cubic")
+    file = tmp_path / "cubic" / "plan.json"
+    file.write_text(Plan.read(file).with_(resampling="cubic").to_json())
+    cubic = Segmenter.load(tmp_path / "cubic", "cpu")(scan)
+    assert cubic.report["settings"]["mirrored"] == []
+    assert dice(cubic.mask.array, Segmenter.load(folder, "cpu")(scan, mirror=False).mask.array) >= 0.99
 
 
 def test_fast_is_near_to_it(real):

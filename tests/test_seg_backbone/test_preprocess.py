@@ -109,6 +109,16 @@ def test_nnunets_normalisations_by_hand():
     assert (volume.array == array).all(), "the scan is left as it is"
 
 
+@pytest.mark.parametrize("spacing", [(2.0, 2.0, 2.0), (2.0, 2.0, 4.5)], ids=["all axes", "slices apart"])
+def test_cubic_is_what_nnunets_models_see(spacing):
+    array = np.random.default_rng(0).integers(-100, 100, (12, 10, 9)).astype(np.int16)
+    volume = Volume(array, Grid(array.shape, np.diag([1.0, 1.0, 4.5 if spacing[2] > 2 else 1.0, 1.0])), "CT")
+    plan = nnunet(Channel("CT", "ct", 3.0, 20.0, -80.0, 80.0), spacing=spacing)
+    cubic, smooth = (preprocess(volume, plan.with_(resampling=name))[0] for name in ("cubic", "smooth"))
+    np.testing.assert_array_equal(cubic, preprocess(volume, plan)[0])
+    assert cubic.std() > 1.2 * smooth.std()  # detail that the grid cannot hold is kept
+
+
 def test_clipping_comes_before_resampling():
     array = np.full((8, 8, 8), 100, dtype=np.int16)
     array[:4] = -1000
