@@ -209,7 +209,10 @@ def candidates(fingerprint: Fingerprint, name: str) -> Iterator[Plan]:
 
 
 def _plan(fingerprint: Fingerprint, topology: Topology, preset: Preset, step: float, name: str) -> Plan:
-    """A Plan of the residual-encoder U-Net, of two stages or more; channels normalised and resampled as by nnU-Net."""
+    """A Plan of the residual-encoder U-Net, of two stages or more.
+
+    Channels are normalised and resampled as nnU-Net does; CT and MR in one channel are seen through HU windows.
+    """
     strides, kernels = list(topology.strides), list(topology.kernels)
     if len(strides) == 1:
         strides, kernels = [strides[0], (2, 2, 2)], [(3, 3, 3), (3, 3, 3)]
@@ -223,18 +226,18 @@ def _plan(fingerprint: Fingerprint, topology: Topology, preset: Preset, step: fl
     divisor = [prod(stride[axis] for stride in strides) for axis in range(3)]
     first, second, third = (ceil(n / d) * d for n, d in zip(topology.patch, divisor, strict=True))
     patch = (first, second, third)
-    return Plan(
+    plan = Plan(
         name,
         fingerprint.classes,
         topology.spacing_mm,
         patch,
         step,
-        channels=tuple(_channels(fingerprint)),
-        resampling="cubic",
         network="resenc_unet",
         network_options=options,
         mirror_axes=(0, 1, 2),
     )
+    mixed = len(fingerprint.channels) == 1 and len(fingerprint.modalities) > 1
+    return plan if mixed else plan.with_(channels=tuple(_channels(fingerprint)), resampling="cubic")
 
 
 def _channels(fingerprint: Fingerprint) -> Iterator[Channel]:

@@ -56,6 +56,7 @@ class Fingerprint:
 
     channels: names by number ("CT", "MR_T1"), by which nnU-Net chooses the normalisation. classes: foreground, by
     canonical names. outputs: entries of `labels` in dataset.json, background included. training_cases: `numTraining`.
+    modalities: of the cases, sorted.
     """
 
     dataset: str
@@ -65,6 +66,7 @@ class Fingerprint:
     training_cases: int
     cases: tuple[CaseShape, ...]
     intensities: tuple[Intensities, ...]
+    modalities: tuple[str, ...] = ()
 
     @property
     def relative_size(self) -> float:
@@ -86,6 +88,7 @@ class Fingerprint:
             ]
             lists = {key: tuple(data[key]) for key in ("channels", "classes")}
             values = tuple(Intensities(**channel) for channel in data["intensities"])
+            lists["modalities"] = tuple(data.get("modalities", ()))
             return Fingerprint(**data | lists | {"cases": tuple(cases), "intensities": values})
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             found = f"{type(error).__name__}: {error}"
@@ -126,6 +129,7 @@ def fingerprint(
         training_cases=numbered or len(files),
         cases=tuple(shape for shape, _ in measured),
         intensities=tuple(_pool([samples[number] for samples in drawn]) for number in range(len(channels))),
+        modalities=tuple(sorted({case.modality for case in files})),
     )
 
 

@@ -244,6 +244,7 @@ def test_channels_are_normalised_as_nnunet_does(fake):
     assert flat.low == 50 < flat.high and flat.std > 0
     mr = FINGERPRINTS["cine_mr"]
     assert next(candidates(mr, "t")).channels[0].scheme == "zscore"
+    assert not next(candidates(replace(ct, modalities=("CT", "MR")), "t")).channels  # seen through HU windows
     cut = replace(mr, cases=tuple(replace(case, cropped=(9, 9, 9)) for case in mr.cases))
     assert next(candidates(cut, "t")).channels[0].scheme == "zscore_nonzero"
 

@@ -62,6 +62,16 @@ def test_shapes_crop_and_intensities_by_hand(folder):
     assert 40 <= values.median <= 100  # half of the weight lies at 100
 
 
+def test_modalities_of_the_cases(folder):
+    write(folder, "a", [10, 20])
+    write(folder, "b", [10, 20])
+    describe(folder)
+    assert fingerprint(folder).modalities == ("MR",)
+    rows = [{"dataset": "D1", "case": case, "modality": kind} for case, kind in (("a", "MR"), ("b", "CT"))]
+    (folder.parent / "manifest.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    assert fingerprint(folder).modalities == ("CT", "MR")
+
+
 def test_the_crop_is_what_any_channel_shows(folder):
     write(folder, "a", [10, 20], channel_values=[-7, -9])
     describe(folder, ("FLAIR", "T1"), numTraining=5)
