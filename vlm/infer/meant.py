@@ -156,9 +156,8 @@ def _lesions(reading: Reading) -> list[Instance]:
         there = inside if fact == "share" or inside else there
     if takes == "pair" and organs and there:
         ends = [_likeliest(reading, [i for i in organs if i.label == label]) for label in {i.label for i in organs}]
-        family = (
-            len({split_side(end.label)[0] for end in ends}) == 1 < len(ends)
-        )  # "is the cyst darker than the kidney?"
+        # "is the cyst darker than the kidney?"
+        family = len({split_side(end.label)[0] for end in ends}) == 1 < len(ends)
         if NEAREST_OF.search(plain_line(text)) or family:  # "from the nearest vertebra"
             ends = [min(ends, key=lambda end: min(reading.scene.relations.gap_mm(i, end) for i in there))]
         if fact == "gap":
