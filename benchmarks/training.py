@@ -9,7 +9,8 @@ Planning, preprocessing and timed steps (see below) come before and are counted 
 
     vlm             the network that ships, from scratch, on its 4 mm grid: defaults of a training file
     vlm configured  plan and recipe of `vlm configure --max-seconds`
-    vlm grid        its recipe and channels, with the grid, network and batch of `nnunet grid`: only the code differs
+    vlm grid        its channels and augmentation with nnU-Net's optimiser, grid, network and batch (`nnunet grid`), so
+                    that only the code differs
     nnunet grid     nnU-Net with the spacing and patch of `vlm`; topology and width by its own planner's rules, but the
                     least batch it knows: of a large dataset its rules want 35 such windows, of which few steps fit
     nnunet          nnU-Net with the plan that its planner makes of the dataset
@@ -138,6 +139,7 @@ Stages = dict[str, Callable[[], dict[str, Any]]]
 def with_vlm(system: str, dataset: str, out: Path, seconds: float, max_seconds: float) -> Stages:
     """The stages of ours; each returns its part of the row."""
     from seg_backbone.cases import list_cases
+    from seg_backbone.configure import OPTIMISER
 
     work, raw = out / system.replace(" ", "-"), out / "raw"
     file, log = work / "training.json", work / "log.txt"
@@ -154,7 +156,7 @@ def with_vlm(system: str, dataset: str, out: Path, seconds: float, max_seconds: 
             config = json.loads((work / "plan.json").read_text(encoding="utf-8"))
         if system == "vlm grid":
             config["plan"] |= {"spacing_mm": PLAN["spacing_mm"], "patch": PLAN["patch"], "step": 0.5, **GRID_NETWORK}
-            config |= {"batch": BATCH, "ema": 0}
+            config |= {"batch": BATCH, "ema": 0, **OPTIMISER["cuda"]}
         config |= {"data": str(raw), "datasets": [{"name": dataset}], "split": str(raw / "split.json")}
         config |= {"output": str(work / "run"), "cache": str(work / "cases"), "device": "cpu", "threads": 1}
         config |= {"validation_cases": 0}

@@ -36,22 +36,22 @@ def main() -> None:
     parser.add_argument("--per-case", type=int, default=6, help="questions a case")
     parser.add_argument("--no-image-limit", type=int, default=100, help="questions for the model without the image")
     parser.add_argument("--only", choices=("masks", "answers"), help="one half")
+    parser.add_argument("--model", default="default", help="segmentation model whose masks are scored")
     given = parser.parse_args()
     if given.only != "answers":
-        masks(given.data, given.split, given.output)
+        masks(given.data, given.split, given.output, given.model)
     if given.only != "masks":
         answers(given.data, given.split, given.output, given.per_case, given.no_image_limit)
 
 
-def masks(data: Path, split: Path, out: Path) -> None:
+def masks(data: Path, split: Path, out: Path, model: str) -> None:
     """Segment, score, and count tumour false positives."""
     table = read_split(split)
     for dataset in (*DATASETS, *NEGATIVES):
         part = "validation" if dataset in DATASETS else "evaluation"
         cases = split_cases(list_cases(data, dataset), table, part)
-        run_vlm(
-            "segment", *(c.image for c in cases), "-o", out / "masks" / dataset, "--report", out / f"{dataset}.json"
-        )
+        written = ("-o", out / "masks" / dataset, "--report", out / f"{dataset}.json")
+        run_vlm("segment", *(case.image for case in cases), *written, "--model", model)
         if dataset not in DATASETS:
             continue
         reference = out / "reference" / dataset

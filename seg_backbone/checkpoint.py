@@ -17,7 +17,11 @@ if TYPE_CHECKING:
     from torch import nn
 
 SHIPPED = Path(__file__).parent / "weights"
-SAME_PLAN = ("classes", "spacing_mm", "network", "network_options", "channels", "orientation", "members")
+# what says how a network sees a scan and what its layers are
+SAME_PLAN = (
+    *("classes", "spacing_mm", "orientation", "ct_windows_hu", "channels", "resampling", "crop_nonzero"),
+    *("network", "network_options", "heads", "members"),
+)
 WEIGHTS, PLAN = "weights.safetensors", "plan.json"
 
 

@@ -24,16 +24,29 @@ MOST_FEATURES = 320
 LEAST_BATCH = 2
 MASKED_BELOW = 0.75  # share that the crop keeps, below which z-scores are taken inside what is not zero
 MOST_BATCH = 8  # of what is planned for a budget, whose patches may be small; FLARE24's large batch
-# Its optimiser and schedule (Isensee et al. 2021) under the names of a training file.
-OPTIMISER = {
-    "optimizer": "sgd",
-    "schedule": "poly",
-    "learning_rate": 0.01,
-    "momentum": 0.99,
-    "weight_decay": 3e-5,
-    "warmup": 0,
-    "clip": 12.0,
-    "initialisation": "he",
+# Optimiser and schedule under the names of a training file. On a GPU nnU-Net's (Isensee et al. 2021); on a CPU, whose
+# hours are a few thousand steps, AdamW, which finds small organs in hundreds of them where SGD stays at background
+# (docs/experiments.md).
+OPTIMISER: dict[str, dict[str, Any]] = {
+    "cuda": {
+        "optimizer": "sgd",
+        "schedule": "poly",
+        "learning_rate": 0.01,
+        "momentum": 0.99,
+        "weight_decay": 3e-5,
+        "warmup": 0,
+        "clip": 12.0,
+        "initialisation": "he",
+    },
+    "cpu": {
+        "optimizer": "adamw",
+        "schedule": "cosine",
+        "learning_rate": 1e-3,
+        "weight_decay": 1e-4,
+        "warmup": 100,
+        "clip": 5.0,
+        "initialisation": "torch",
+    },
 }
 AUGMENTATION = {
     "rotate_deg": 30.0,
@@ -212,9 +225,9 @@ def feature_map_values(patch: Sequence[int], strides: Sequence[Sequence[int]], o
 
 
 def recipe(fingerprint: Fingerprint, plan: Plan, preset: Preset, device: str) -> dict[str, Any]:
-    """How to train a plan of `preset`'s family, as keys of a training file: nnU-Net's recipe and rule for the batch.
+    """Training of a plan of `preset`'s family, as keys of a training file; augmentation and batch are nnU-Net's.
 
-    device: "cuda" or "cpu", which decides for how many steps.
+    device: "cuda" or "cpu", which decides on the optimiser and for how many steps.
     """
     options = plan.network_options
     strides = [[stride] * 3 if isinstance(stride, int) else stride for stride in options["strides"]]
@@ -222,7 +235,7 @@ def recipe(fingerprint: Fingerprint, plan: Plan, preset: Preset, device: str) ->
     values = feature_map_values(plan.patch, strides, plan.outputs, own)
     voxels = prod(median_shape(fingerprint, np.array(plan.spacing_mm))) * fingerprint.training_cases
     batch = min(round(preset.reference / values * 2), round(voxels * preset.share / prod(plan.patch)), MOST_BATCH)
-    return {"steps": STEPS[device], "batch": max(batch, LEAST_BATCH), **OPTIMISER, "augmentation": AUGMENTATION}
+    return {"steps": STEPS[device], "batch": max(batch, LEAST_BATCH), **OPTIMISER[device], "augmentation": AUGMENTATION}
 
 
 def features(stages: int, preset: Preset) -> tuple[int, ...]:

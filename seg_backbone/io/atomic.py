@@ -15,13 +15,18 @@ from seg_backbone.errors import ConfigError
 def replacing(path: str | Path) -> Iterator[Path]:
     """A temporary path beside `path`, of the same suffix, that takes its place when all went well.
 
-    The parent folder is made. On an error the temporary file is removed and whatever was at `path` stays.
+    The parent folder is made. On an error the temporary file is removed and whatever was at `path` stays. Who may read
+    the file is as for any new one, also where a writer gave it to its owner alone, as that of safetensors does.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{os.getpid()}.{path.name}")
     try:
+        temporary.touch()
+        mode = temporary.stat().st_mode
+        temporary.unlink()
         yield temporary
+        temporary.chmod(mode)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -27,6 +27,12 @@ def folder(tmp_path, network):
     return save_model(network, PLAN, tmp_path / "model")
 
 
+def test_weights_are_as_readable_as_any_new_file(folder, tmp_path):
+    (tmp_path / "any").touch()
+    modes = {path.stat().st_mode for path in (*folder.iterdir(), tmp_path / "any")}
+    assert len(modes) == 1
+
+
 @pytest.mark.parametrize(("half", "tolerance"), [(False, 0.0), (True, 5e-3)])
 def test_roundtrip(tmp_path, network, half, tolerance):
     window = torch.randn(1, 2, 8, 8, 8)
@@ -62,9 +68,13 @@ def test_the_average_of_models(tmp_path, network, folder):
     result = CliRunner().invoke(app, ["model", "average", str(folder), str(second), "-o", str(tmp_path / "cli")])
     assert result.exit_code == 0 and result.stdout.strip() == str(tmp_path / "cli")
     assert load_model(tmp_path / "cli")[1] == PLAN
-    finer = save_model(other, PLAN.with_(spacing_mm=(1.0, 1.0, 1.0)), tmp_path / "finer")
-    with pytest.raises(CheckpointError, match="finer: expected the classes, spacing_mm"):
-        average_models([folder, finer], tmp_path / "none")
+
+
+@pytest.mark.parametrize("change", [{"spacing_mm": (1.0, 1.0, 1.0)}, {"resampling": "cubic"}], ids=str)
+def test_models_that_see_scans_otherwise_have_no_average(tmp_path, network, folder, change):
+    other = save_model(network, PLAN.with_(**change), tmp_path / "other")
+    with pytest.raises(CheckpointError, match="other: expected the classes, spacing_mm"):
+        average_models([folder, other], tmp_path / "none")
     assert not (tmp_path / "none").exists()
 
 

@@ -123,7 +123,8 @@ def test_a_recipe_has_nnunets_batch_and_larger_ones_for_small_patches():
     chosen = recipe(facts, plan, PRESETS["resenc_m"], "cuda")
     assert chosen["batch"] == topology.batch
     assert (chosen["steps"], chosen["optimizer"], chosen["schedule"]) == (250_000, "sgd", "poly")
-    assert recipe(facts, plan.with_(patch=(32, 32, 32)), PRESETS["resenc_m"], "cpu")["batch"] == 8
+    small = recipe(facts, plan.with_(patch=(32, 32, 32)), PRESETS["resenc_m"], "cpu")
+    assert (small["batch"], small["optimizer"], small["initialisation"]) == (8, "adamw", "torch")
     assert recipe(of([(1, 1, 1)], [(64, 64, 64)]), plan, PRESETS["resenc_m"], "cpu")["batch"] == 2
 
 

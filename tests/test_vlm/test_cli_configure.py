@@ -65,11 +65,11 @@ def test_configure_train_segment(tmp_path):
     assert "measured: that scan was segmented, with untrained weights" in text
     config = SegmentationConfig.read(plan)
     assert config.plan.classes == ("tumour", "larynx")
-    recipe = (config.optimizer, config.schedule, config.learning_rate, config.momentum, config.weight_decay)
-    assert recipe == ("sgd", "poly", 0.01, 0.99, 3e-5)  # nnU-Net's
+    recipe = (config.optimizer, config.schedule, config.learning_rate, config.weight_decay)
+    assert recipe == ("adamw", "cosine", 1e-3, 1e-4)
     assert config.plan.network_options["deep_supervision"]
     assert 2 <= config.batch <= 8
-    assert f"training  5000 steps of batch {config.batch}, sgd with the schedule poly, deep supervision" in text
+    assert f"training  5000 steps of batch {config.batch}, adamw with the schedule cosine, deep supervision" in text
 
     run("train", "segmentation", "--config", plan, "-o", tmp_path / "run", "--steps", "2")
     model = tmp_path / "run" / "model"

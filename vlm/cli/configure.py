@@ -27,7 +27,7 @@ def configure(
 ) -> None:
     """Choose spacing, patch, network and windows for a dataset, so that every scan of it can be segmented in budget.
 
-    PLAN.json goes to `vlm train segmentation --config` as it is: nnU-Net's recipe, with deep supervision. Beside it:
+    PLAN.json goes to `vlm train segmentation --config` as it is: nnU-Net's recipe, on a CPU with AdamW. Beside it:
     PLAN.fingerprint.json, and five folds in PLAN.split.json where the dataset has no splits_final.json. Where
     dataset.json has `classification_labels`, the classes of whole scans in cls_data.csv are learned too.
     """
