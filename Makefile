@@ -21,7 +21,7 @@ check: .venv/.done
 weights: .venv/.done
 	set -e; for stage in $(sort $(wildcard configs/segmentation*.yaml)); do \
 		$(BIN)/vlm train segmentation --config $$stage --data $(DATA) --resume; done
-	cp runs/segmentation_3/model/* seg_backbone/weights/default/
+	cp runs/segmentation_4/model/* seg_backbone/weights/default/
 	$(BIN)/vlm train alignment --config configs/vlm.yaml --data $(DATA) --resume
 	$(BIN)/vlm train instruction --config configs/vlm.yaml --data $(DATA) --resume
 	cp runs/instruction/model/* vlm/weights/default/

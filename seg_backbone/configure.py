@@ -24,6 +24,7 @@ MOST_FEATURES = 320
 LEAST_BATCH = 2
 MASKED_BELOW = 0.75  # share that the crop keeps, below which z-scores are taken inside what is not zero
 MOST_BATCH = 8  # of what is planned for a budget, whose patches may be small; FLARE24's large batch
+VOXELS_OF_CPU = 2**18  # of a batch on a CPU, which learns more from many steps than from large ones
 # Optimiser and schedule under the names of a training file. On a GPU nnU-Net's (Isensee et al. 2021); on a CPU, whose
 # hours are a few thousand steps, AdamW, which finds small organs in hundreds of them where SGD stays at background
 # (docs/experiments.md).
@@ -227,7 +228,7 @@ def feature_map_values(patch: Sequence[int], strides: Sequence[Sequence[int]], o
 def recipe(fingerprint: Fingerprint, plan: Plan, preset: Preset, device: str) -> dict[str, Any]:
     """Training of a plan of `preset`'s family, as keys of a training file; augmentation and batch are nnU-Net's.
 
-    device: "cuda" or "cpu", which decides on the optimiser and for how many steps.
+    device: "cuda" or "cpu", which decides on the optimiser, for how many steps, and on a CPU on a smaller batch.
     """
     options = plan.network_options
     strides = [[stride] * 3 if isinstance(stride, int) else stride for stride in options["strides"]]
@@ -235,6 +236,8 @@ def recipe(fingerprint: Fingerprint, plan: Plan, preset: Preset, device: str) ->
     values = feature_map_values(plan.patch, strides, plan.outputs, own)
     voxels = prod(median_shape(fingerprint, np.array(plan.spacing_mm))) * fingerprint.training_cases
     batch = min(round(preset.reference / values * 2), round(voxels * preset.share / prod(plan.patch)), MOST_BATCH)
+    if device == "cpu":
+        batch = min(batch, VOXELS_OF_CPU // prod(plan.patch))
     return {"steps": STEPS[device], "batch": max(batch, LEAST_BATCH), **OPTIMISER[device], "augmentation": AUGMENTATION}
 
 

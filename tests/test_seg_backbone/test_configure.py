@@ -125,6 +125,9 @@ def test_a_recipe_has_nnunets_batch_and_larger_ones_for_small_patches():
     assert (chosen["steps"], chosen["optimizer"], chosen["schedule"]) == (250_000, "sgd", "poly")
     small = recipe(facts, plan.with_(patch=(32, 32, 32)), PRESETS["resenc_m"], "cpu")
     assert (small["batch"], small["optimizer"], small["initialisation"]) == (8, "adamw", "torch")
+    larger = plan.with_(patch=(48, 48, 48))
+    on_gpu, on_cpu = (recipe(facts, larger, PRESETS["resenc_m"], device)["batch"] for device in ("cuda", "cpu"))
+    assert on_gpu > on_cpu == 2  # a CPU learns more from many steps
     assert recipe(of([(1, 1, 1)], [(64, 64, 64)]), plan, PRESETS["resenc_m"], "cpu")["batch"] == 2
 
 
