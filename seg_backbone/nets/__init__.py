@@ -10,6 +10,7 @@ the patch, each other one the size of an encoder stage. In eval mode it is alway
 have the same names and shapes with the option and without it.
 `network.divisor` is what the sides of every window are multiples of, by axis.
 `network.encoder_modules()` lists what the feature maps depend on; `parts` tells its modules from the rest.
+`network.logit_layers()` lists the convolutions that return logits, one without deep supervision.
 
 A classifier (`build_classifier`) sees a window and returns (B, outputs) logits; it has no encoder and no decoder.
 """

@@ -118,6 +118,9 @@ class _OneTensorInEval:
     def encoder_modules(self) -> list[nn.Module]:
         return [self.encoder]
 
+    def logit_layers(self) -> list[nn.Conv3d]:
+        return list(self.decoder.seg_layers)
+
     @property
     def divisor(self) -> tuple[int, int, int]:
         """d(S - 1) by axis."""

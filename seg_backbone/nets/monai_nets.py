@@ -83,6 +83,9 @@ class SwinUnetr(SwinUNETR):
     def encoder_modules(self) -> list[nn.Module]:
         return [self.swinViT, self.encoder1, self.encoder2, self.encoder3, self.encoder4, self.encoder10]
 
+    def logit_layers(self) -> list[nn.Conv3d]:
+        return [self.out.conv.conv]
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.decoder(self.encoder(x))
 
@@ -98,6 +101,9 @@ class SegResnet(SegResNet):
 
     def encoder_modules(self) -> list[nn.Module]:
         return [self.convInit, self.down_layers]
+
+    def logit_layers(self) -> list[nn.Conv3d]:
+        return [self.conv_final[-1].conv]
 
     @property
     def divisor(self) -> tuple[int, int, int]:

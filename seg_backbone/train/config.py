@@ -119,8 +119,9 @@ class SegmentationConfig:
     whose weights stay those of `start` to the bit, "encoder" (and with it every feature of it) or "decoder", or both
     where the plan has heads for whole scans, which always learn. One step sees `batch` windows times `accumulate` times
     the processes. optimizer: "adamw" or "sgd" (Nesterov, `momentum`); schedule: "cosine" or "poly", after a linear
-    warm-up, to zero over schedule_steps (default: steps). initialisation: of new weights, as torch draws them or as
-    He et al. 2015, which is nnU-Net's and several times larger: the two want other rates. clip: the largest norm of
+    warm-up, to zero over schedule_steps (default: steps). initialisation: of new weights, as torch draws them, with
+    nearly all background at first (model.begin_at_background), or as He et al. 2015, which is nnU-Net's and several
+    times larger: the two want other rates. clip: the largest norm of
     the gradient. ema: decay of the averaged weights, which are the ones validated and saved; 0 for none. precision:
     "auto" (bf16 on a GPU that has it, else fp32), "fp32", "bf16" or "fp16". device: "auto", "cpu" or "cuda".
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import log
 from pathlib import Path
 from typing import NamedTuple, Self
 
@@ -18,6 +19,7 @@ from seg_backbone.scan_heads import ScanHeads, load_heads, pooled_features, save
 from seg_backbone.train.config import SegmentationConfig
 from seg_backbone.train.samples import SCAN
 
+BACKGROUND = 0.99  # probability of background that new weights begin with, about its share of a window
 LEAK = 1e-2  # slope of the leaky ReLU below zero
 LOSS_WEIGHTS = "loss_weights"  # head: how much each task counts
 
@@ -76,6 +78,8 @@ def build_model(config: SegmentationConfig) -> Model:
     network = build_network(plan.network, plan.inputs, plan.outputs, plan.network_options)
     if config.initialisation == "he":
         network.apply(InitWeights_He(LEAK))
+    else:
+        begin_at_background(network, plan.outputs)
     if any(side % by for side, by in zip(plan.patch, network.divisor, strict=True)):  # type: ignore[arg-type]
         expected = f"a window whose sides are multiples of {', '.join(map(str, network.divisor))}"  # type: ignore[arg-type]
         raise ConfigError("plan.patch", expected, f"{', '.join(map(str, plan.patch))}", "change it")
@@ -91,6 +95,16 @@ def build_model(config: SegmentationConfig) -> Model:
                 config.start, "a model with the network of the plan", "another one", "change it"
             ) from None
     return Model(network, heads, config.frozen)
+
+
+def begin_at_background(network: nn.Module, outputs: int) -> None:
+    """Let every voxel be background with probability BACKGROUND before training, so that no steps are spent on it.
+
+    Lin et al. 2017, "Focal loss for dense object detection", section 4.1; here of a softmax.
+    """
+    for layer in network.logit_layers():  # type: ignore[operator]
+        with torch.no_grad():
+            layer.bias[0] += log(BACKGROUND / (1 - BACKGROUND) * (outputs - 1))
 
 
 class LossWeights(nn.Module):
