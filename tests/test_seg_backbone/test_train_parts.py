@@ -130,6 +130,23 @@ def test_new_weights_are_drawn_as_asked(network):
         replace(config, initialisation="kaiming")
 
 
+@pytest.mark.parametrize("network", ["plain_unet", "segresnet", "swin_unetr"])
+def test_new_weights_take_nearly_all_for_background(network):
+    options = {"plain_unet": {"features": [4, 8], "deep_supervision": True}, "swin_unetr": {"features": 12, "depths": [1] * 4}}
+    plan = Plan("t", ("a", "b", "c"), patch=(64, 64, 64), network=network, network_options=options.get(network, {}))
+    config = SegmentationConfig(Path(), Path(), plan, (DatasetEntry("d"),))
+    torch.manual_seed(0)
+    model, other = (build_model(replace(config, initialisation=name)) for name in ("torch", "he"))
+    for logits in outputs(model):
+        assert logits.softmax(1)[:, 0].mean() > 0.9
+    assert outputs(other)[0].softmax(1)[:, 0].mean() < 0.7
+
+
+def outputs(model):
+    found = model(torch.randn(1, 2, 64, 64, 64)).logits
+    return found if isinstance(found, list) else [found]
+
+
 class Normed(nn.Module):
     """A network whose two halves keep statistics and drop out."""
 

@@ -403,6 +403,9 @@ def test_a_mean_teacher_unlearns_what_only_the_labelled_scans_show(tmp_path):
 def test_pseudo_labels_of_noisy_scans_help(tmp_path):
     """One labelled scan of much noise is learned by heart; after half of the steps its model labels ten others."""
     root = phantom(tmp_path / "raw", labelled=1, others=10, noise=160, contrast=80, slab=False)
-    alone = dice(root, tmp_path / "alone", steps=160)
-    rounds = PseudoLabels(rounds=1, warm=True, rules=PseudoRules(certain=0.6))
-    assert dice(root, tmp_path / "rounds", steps=80, pseudo_labels=rounds) > alone + 0.02
+    rounds = PseudoLabels(rounds=1, warm=True, rules=PseudoRules(certain=0.8))
+    gains = []
+    for seed in (0, 1):
+        alone = dice(root, tmp_path / f"alone_{seed}", steps=80, seed=seed)
+        gains.append(dice(root, tmp_path / f"rounds_{seed}", steps=40, pseudo_labels=rounds, seed=seed) - alone)
+    assert np.mean(gains) > 0.01
