@@ -132,7 +132,10 @@ def test_new_weights_are_drawn_as_asked(network):
 
 @pytest.mark.parametrize("network", ["plain_unet", "segresnet", "swin_unetr"])
 def test_new_weights_take_nearly_all_for_background(network):
-    options = {"plain_unet": {"features": [4, 8], "deep_supervision": True}, "swin_unetr": {"features": 12, "depths": [1] * 4}}
+    options = {
+        "plain_unet": {"features": [4, 8], "deep_supervision": True},
+        "swin_unetr": {"features": 12, "depths": [1] * 4},
+    }
     plan = Plan("t", ("a", "b", "c"), patch=(64, 64, 64), network=network, network_options=options.get(network, {}))
     config = SegmentationConfig(Path(), Path(), plan, (DatasetEntry("d"),))
     torch.manual_seed(0)
