@@ -408,4 +408,4 @@ def test_pseudo_labels_of_noisy_scans_help(tmp_path):
     for seed in (0, 1):
         alone = dice(root, tmp_path / f"alone_{seed}", steps=80, seed=seed)
         gains.append(dice(root, tmp_path / f"rounds_{seed}", steps=40, pseudo_labels=rounds, seed=seed) - alone)
-    assert np.mean(gains) > 0.01
+    assert np.mean(gains) > 0.02
